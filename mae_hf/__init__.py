@@ -1,0 +1,27 @@
+"""Masked Autoencoders (He et al. 2021, arXiv:2111.06377) for the Hugging Face ecosystem."""
+
+from .attention import Attention
+from .decoder import MAEDecoder
+from .encoder import MAEEncoder
+from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
+from .patch_embed import PatchEmbed, patchify, unpatchify
+from .pos_embed import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed, interpolate_pos_embed
+from .transformer import Block, Mlp
+
+__all__ = [
+    "DEFAULT_MASK_RATIO",
+    "Attention",
+    "Block",
+    "MAEDecoder",
+    "MAEEncoder",
+    "Mlp",
+    "PatchEmbed",
+    "block_masking",
+    "get_1d_sincos_pos_embed",
+    "get_2d_sincos_pos_embed",
+    "grid_masking",
+    "interpolate_pos_embed",
+    "patchify",
+    "random_masking",
+    "unpatchify",
+]

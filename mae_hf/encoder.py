@@ -1,0 +1,64 @@
+"""The MAE encoder: a plain ViT on the visible patches only (He et al. 2021, section 3 "MAE encoder").
+
+Shapes: `B` batch, `N` tokens (class token and visible patches), `D` width.
+"""
+
+from fractions import Fraction
+
+from torch import Tensor, nn
+
+from .transformer import Block
+
+
+class MAEEncoder(nn.Module):
+    """Transformer blocks and a final norm; tokens, positions and masking belong to the model around it.
+
+    Args:
+        embed_dim: Width `D`.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Width inside the MLPs divided by `embed_dim`.
+        qkv_bias: Give the fused projections a bias.
+        drop: Dropout on the output of attention and MLP, in [0, 1).
+        attn_drop: Dropout on the attention weights, in [0, 1).
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); it grows linearly from 0 in the first.
+        act: Activation of the MLPs.
+        eps: Epsilon of the layer norms.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float | Fraction = 4.0,
+        *,
+        qkv_bias: bool = True,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act: str = "gelu",
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop=drop,
+                attn_drop=attn_drop,
+                drop_path=drop_path_rate * n / max(depth - 1, 1),
+                act=act,
+                eps=eps,
+            )
+            for n in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
+
+    def forward(self, x: Tensor, **kwargs: object) -> Tensor:
+        """Encode tokens, `(B, N, D)` to `(B, N, D)`; keyword arguments go to the attention implementation."""
+        for block in self.blocks:
+            x = block(x, **kwargs)
+        return self.norm(x)

@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from mae_hf import block_masking, grid_masking, random_masking
+from mae_hf.masking import masking_from_bool
+
+TOKENS = torch.arange(8.0).reshape(1, 8, 1).expand(2, -1, 3)
+NAN = float("nan")
+
+
+def test_smallest_noise_is_kept_in_ascending_order():
+    noise = torch.tensor([[0.3, 0.9, 0.1, 0.8, 0.7, 0.6, 0.2, 0.5]])
+    kept, mask, ids_restore = random_masking(TOKENS[:1], 0.5, noise)
+    assert kept[0, :, 0].tolist() == [2, 6, 0, 7]
+    assert mask.tolist() == [[0, 1, 0, 1, 1, 1, 0, 0]]
+    assert ids_restore[0, 2] == 0 and ids_restore.dtype == torch.int64
+
+
+def test_restore_inverts_masking():
+    kept, mask, ids_restore = random_masking(TOKENS, 0.5)
+    padded = torch.cat([kept, torch.full_like(kept, -1)], dim=1)
+    restored = padded.gather(1, ids_restore.unsqueeze(-1).expand_as(TOKENS))
+    assert torch.equal(restored, torch.where(mask.bool().unsqueeze(-1), -1.0, TOKENS))
+
+
+def test_each_image_gets_its_own_mask_and_the_seed_decides():
+    torch.manual_seed(0)
+    _, first, _ = random_masking(torch.zeros(2, 196, 1), 0.75)
+    torch.manual_seed(0)
+    _, again, _ = random_masking(torch.zeros(2, 196, 1), 0.75)
+    assert torch.equal(first, again) and not torch.equal(first[0], first[1])
+    assert first.sum(dim=1).tolist() == [147, 147]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
+def test_noise_may_have_any_dtype(dtype):
+    noise = torch.arange(8).flip(0).expand(2, -1).to(dtype)
+    assert random_masking(TOKENS, 0.75, noise).x_masked[0, :, 0].tolist() == [7, 6]
+
+
+def test_masking_can_be_differentiated():
+    tokens = TOKENS.clone().requires_grad_()
+    kept, mask, _ = random_masking(tokens, 0.5)
+    kept.sum().backward()
+    assert torch.equal(tokens.grad[..., 0], 1 - mask)
+
+
+def test_given_mask_keeps_image_order():
+    hidden = torch.tensor([[1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]).bool()
+    kept, mask, _ = masking_from_bool(TOKENS, hidden)
+    assert kept[..., 0].tolist() == [[1, 3, 6, 7], [0, 1, 2, 3]]
+    assert torch.equal(mask.bool(), hidden)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: random_masking(TOKENS, 1.0), r"mask_ratio must be in \[0, 1\), got 1.0"),
+        (lambda: random_masking(TOKENS, -0.1), r"mask_ratio must be in \[0, 1\), got -0.1"),
+        (lambda: random_masking(TOKENS, NAN), r"mask_ratio must be in \[0, 1\), got nan"),
+        (lambda: random_masking(TOKENS, 0.9), "0.9 leaves none of 8 patches visible"),
+        (lambda: random_masking(TOKENS, 0.5, torch.rand(2, 7)), r"noise must have the shape \(2, 8\), got \(2, 7\)"),
+        (lambda: random_masking(TOKENS, 0.5, torch.full((2, 8), NAN)), "noise must not contain NaN"),
+        (lambda: masking_from_bool(TOKENS, torch.ones(2, 7) > 0), r"shape \(2, 8\), got \(2, 7\)"),
+        (lambda: masking_from_bool(TOKENS, torch.ones(2, 8) > 0), "hides all 8 patches"),
+        (lambda: masking_from_bool(TOKENS, torch.arange(16).reshape(2, 8) < 3), r"in every row, got \[3, 0\]"),
+        (lambda: masking_from_bool(TOKENS, torch.full((2, 8), 0.5)), "nothing but 0 and 1"),
+        (lambda: block_masking(1, (4, 4), 1.0), "got 1.0"),
+        (lambda: grid_masking(1, (4, 4), 0.5), "0.75, 0.889"),
+        (lambda: grid_masking(1, (4, 4), -1.0), "got -1.0"),
+    ],
+)
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (4, 8), (2, 2), (1, 16)])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.75])
+def test_blocks_hide_as_many_patches_as_random_masking(grid, ratio):
+    masks = block_masking(3, grid, ratio)
+    length = grid[0] * grid[1]
+    assert masks.sum(dim=1).tolist() == [length - int(length * (1 - ratio))] * 3
+
+
+def test_blocks_are_connected_more_than_random_patches():
+    generator = torch.Generator().manual_seed(0)
+    blocks = block_masking(64, (14, 14), 0.5, generator)
+    rows = torch.rand(64, 196, generator=generator).argsort(dim=1) < 98
+    alike = [(mask.reshape(64, 14, 14).diff(dim=2) == 0).float().mean() for mask in (blocks.int(), rows.int())]
+    assert alike[0] > 0.8 > 0.6 > alike[1]
+
+
+def test_blocks_differ_between_images_and_follow_the_generator():
+    first, again = (block_masking(2, (14, 14), 0.75, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first[0], first[1])
+
+
+def test_grid_keeps_one_of_every_four():
+    masks = grid_masking(2, (4, 6), 0.75)
+    visible = (~masks[0]).reshape(4, 6).nonzero().tolist()
+    assert visible == [[0, 0], [0, 2], [0, 4], [2, 0], [2, 2], [2, 4]]
+    assert torch.equal(masks[0], masks[1]) and masks.is_contiguous()
+    assert (~grid_masking(1, (6, 6), 8 / 9)).sum() == 4
