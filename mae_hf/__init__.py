@@ -1,6 +1,9 @@
 """Masked Autoencoders (He et al. 2021, arXiv:2111.06377) for the Hugging Face ecosystem."""
 
+from transformers import AutoConfig
+
 from .attention import Attention
+from .configuration_mae import MAEConfig
 from .decoder import MAEDecoder
 from .encoder import MAEEncoder
 from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
@@ -8,10 +11,13 @@ from .patch_embed import PatchEmbed, patchify, unpatchify
 from .pos_embed import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed, interpolate_pos_embed
 from .transformer import Block, Mlp
 
+AutoConfig.register("mae", MAEConfig, exist_ok=True)
+
 __all__ = [
     "DEFAULT_MASK_RATIO",
     "Attention",
     "Block",
+    "MAEConfig",
     "MAEDecoder",
     "MAEEncoder",
     "Mlp",
