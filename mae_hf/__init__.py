@@ -1,17 +1,20 @@
 """Masked Autoencoders (He et al. 2021, arXiv:2111.06377) for the Hugging Face ecosystem."""
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from .attention import Attention
 from .configuration_mae import MAEConfig
 from .decoder import MAEDecoder
 from .encoder import MAEEncoder
 from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
+from .modeling_mae import MAEForPreTraining, MAEModel
 from .patch_embed import PatchEmbed, patchify, unpatchify
 from .pos_embed import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed, interpolate_pos_embed
 from .transformer import Block, Mlp
 
 AutoConfig.register("mae", MAEConfig, exist_ok=True)
+AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
+AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining, exist_ok=True)
 
 __all__ = [
     "DEFAULT_MASK_RATIO",
@@ -20,6 +23,8 @@ __all__ = [
     "MAEConfig",
     "MAEDecoder",
     "MAEEncoder",
+    "MAEForPreTraining",
+    "MAEModel",
     "Mlp",
     "PatchEmbed",
     "block_masking",

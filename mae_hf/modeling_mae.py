@@ -1,0 +1,409 @@
+"""Masked autoencoders as transformers models (He et al. 2021, figure 1).
+
+Shapes: `B` batch, `C` channels, `H W` pixels, `P` patch side, `L` patches, `L_keep` visible patches, `D` width.
+"""
+
+import warnings
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import Attention
+from .configuration_mae import MAEConfig
+from .decoder import MAEDecoder
+from .encoder import MAEEncoder
+from .masking import MaskingOutput, masking_from_bool, random_masking
+from .patch_embed import PatchEmbed, check_images, grid_of, patch_statistics, patchify, to_pair, unpatchify
+from .pos_embed import get_2d_sincos_pos_embed, interpolate_pos_embed
+from .transformer import Block
+
+NO_DECODER = (
+    "an encoder without a decoder (mae_visualize_vit_*.pth and mae_pretrain_vit_*_full.pth have one, for raw and for "
+    "normalised pixels)"
+)
+
+
+@dataclass
+class MAEModelOutput(ModelOutput):
+    """Output of `MAEModel`.
+
+    Attributes:
+        last_hidden_state: `(B, 1 + L, D)`, the class token and all patches in image order; if masked,
+            `(B, 1 + L_keep, D)`, the class token and the visible patches in ascending noise order.
+        pooler_output: `(B, D)`, the mean of the patches or the class token, by `config.pooling`; None if masked.
+        mask: `(B, L)`, 0 visible, 1 hidden; None if not masked.
+        ids_restore: `(B, L)`, where each patch stands in the shuffled order; None if not masked.
+        hidden_states: Input of the first block and output of each, if asked for.
+        attentions: Attention weights of each block `(B, heads, N, N)`, if asked for ("eager" attention only).
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    mask: Tensor | None = None
+    ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class MAEForPreTrainingOutput(ModelOutput):
+    """Output of `MAEForPreTraining`.
+
+    Attributes:
+        loss: Mean squared error over the hidden patches; None if none is hidden.
+        logits: Predicted pixels of all patches in image order, `(B, L, P * P * C)`; normalised by patch if the model
+            was trained with `norm_pix_loss`.
+        mask: `(B, L)`, 0 visible, 1 hidden.
+        ids_restore: `(B, L)`, where each patch stands in the shuffled order.
+        hidden_states: Input of the first encoder block and output of each, if asked for.
+        attentions: Attention weights of each encoder block, if asked for ("eager" attention only).
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask: Tensor | None = None
+    ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class MAEPreTrainedModel(PreTrainedModel):
+    """What all models share: official initialisation, loading, frozen position tables, other image sizes."""
+
+    config: MAEConfig
+    config_class = MAEConfig
+    base_model_prefix = "mae"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block", "MAEDecoder"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": Block, "attentions": Attention}
+    _input_embed_layer = "patch_embed"
+
+    def __init__(self, config: MAEConfig) -> None:
+        config.check_fields()
+        super().__init__(config)
+
+    def post_init(self) -> None:
+        """Give each attention the config, which `set_attn_implementation` changes, then initialise the weights."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.config = self.config
+        super().post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module officially (appendix A.1; `initialize_weights` in models_mae.py).
+
+        Xavier uniform for each Linear and for the patch projection seen as a matrix, zero biases (that of the patch
+        projection too, which the official code leaves at PyTorch's default), normal tokens, sine-cosine tables. The
+        functions of `initialization` leave alone what came from a checkpoint.
+        """
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
+            initialization.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            initialization.ones_(module.weight)
+            initialization.zeros_(module.bias)
+        elif isinstance(module, MAEDecoder):
+            initialization.normal_(module.mask_token, std=self.config.initializer_range)
+            table = get_2d_sincos_pos_embed(module.pos_embed.shape[-1], module.grid_size, cls_token=True)
+            initialization.copy_(module.pos_embed, table)
+        elif isinstance(module, MAEModel):
+            initialization.normal_(module.cls_token, std=self.config.initializer_range)
+            table = get_2d_sincos_pos_embed(module.pos_embed.shape[-1], module.patch_embed.grid_size, cls_token=True)
+            initialization.copy_(module.pos_embed, table)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load weights and config from a folder or the Hub, as every transformers model does.
+
+        Position tables come back frozen, as they are in pretraining (transformers makes every loaded weight trainable).
+
+        Raises:
+            ValueError: If the position tables belong to another image size; see `set_image_size`.
+        """
+        name, ignore_mismatched_sizes = pretrained_model_name_or_path, kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(
+            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        model, info = loaded
+        if not ignore_mismatched_sizes:
+            _refuse_other_size(model, _stored_config(name, kwargs))
+            _refuse_mismatched_sizes(info["mismatched_keys"])
+        for key, parameter in model.named_parameters():
+            if key.endswith("pos_embed"):
+                parameter.requires_grad_(False)
+        model._warn_about_missing_keys(info["missing_keys"])
+        return (model, info) if output_loading_info else model
+
+    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
+        """Hook for a model that can be loaded from a folder which lacks a part of it."""
+
+    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
+        """Resize every position table in two dimensions, for good, and write the size into the config.
+
+        Call it on the whole model, not on its encoder alone: they share one config, by which the whole is saved.
+
+        Args:
+            image_size: Side or (height, width) in pixels, divisible by the patch size.
+
+        Raises:
+            ValueError: If `image_size` is no size, or not divisible by the patch size.
+        """
+        image_size = image_size if isinstance(image_size, int) else to_pair(image_size)
+        grid_size = grid_of(image_size, self.config.patch_size)
+        for module in self.modules():
+            if isinstance(module, MAEModel):
+                module._resize(image_size)
+            elif isinstance(module, MAEDecoder):
+                module.set_grid_size(grid_size)
+        self.config.image_size = image_size
+
+
+def _stored_config(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The config beside a checkpoint if the call could have changed its image size, else nothing."""
+    if name is None or not {"config", "image_size", "img_size"} & kwargs.keys():
+        return {}
+    where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    try:
+        return MAEConfig.get_config_dict(name, **{key: kwargs[key] for key in where if key in kwargs})[0]
+    except OSError:  # weights alone
+        return {}
+
+
+def _refuse_other_size(model: MAEPreTrainedModel, stored: dict[str, Any]) -> None:
+    """Raise if a checkpoint is loaded in another size: if the number of patches agrees, nothing else would tell."""
+    found, wanted = stored.get("image_size", model.config.image_size), model.config.image_size
+    if to_pair(found) != to_pair(wanted):
+        raise ValueError(
+            f"the checkpoint was made for image size {found}, not {wanted}: load it with the size it has, then call "
+            f"model.set_image_size({wanted})"
+        )
+
+
+def _refuse_mismatched_sizes(mismatched: set[tuple[str, Any, Any]]) -> None:
+    """Raise if weights in a checkpoint are of other shapes than in the model."""
+    lines = [f"{key}: {tuple(found)} in the checkpoint, {tuple(made)} in the model" for key, found, made in mismatched]
+    if lines:
+        raise RuntimeError(f"weights of other shapes in the checkpoint: {'; '.join(sorted(lines))}")
+
+
+class MAEModel(MAEPreTrainedModel):
+    """The encoder with its tokens and positions: features of whole images, or of visible patches.
+
+    Unless asked to mask, it is deterministic in eval mode and keeps image order, whatever `config.mask_ratio` is.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # the folder of a pretraining model has them
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__(config)
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.num_channels, config.hidden_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        num_rows = 1 + self.patch_embed.num_patches
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_rows, config.hidden_size), requires_grad=False)
+        self.encoder = MAEEncoder(
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            Fraction(config.intermediate_size, config.hidden_size),
+            qkv_bias=config.qkv_bias,
+            drop=config.hidden_dropout_prob,
+            attn_drop=config.attention_probs_dropout_prob,
+            drop_path_rate=config.drop_path_rate,
+            act=config.hidden_act,
+            eps=config.layer_norm_eps,
+        )
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+        bool_masked_pos: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MAEModelOutput:
+        """Encode images (section 3).
+
+        Args:
+            pixel_values: Images, `(B, C, H, W)`, normalised as the processor does it.
+            noise: `(B, L)`; hides the patches with the largest values, by `mask_ratio` (None: `config.mask_ratio`).
+            interpolate_pos_encoding: Accept images of another size, with positions resized for this call.
+            mask_ratio: Share of patches to hide, in [0, 1).
+            bool_masked_pos: `(B, L)`, True is hidden, the same number in every row; wins over the other two.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            Features of all patches in image order; of the visible ones, if any of the three is given.
+
+        Raises:
+            ValueError: If images, noise, ratio or mask do not fit.
+        """
+        self._check_images(pixel_values, interpolate_pos_encoding)
+        grid_size = grid_of((pixel_values.shape[2], pixel_values.shape[3]), self.config.patch_size)
+        positions = interpolate_pos_embed(self.pos_embed, self.patch_embed.grid_size, grid_size)
+        patches = self.patch_embed(pixel_values) + positions[:, 1:]  # B L D
+        masked = self._hide(patches, mask_ratio, noise, bool_masked_pos)
+        visible = patches if masked is None else masked.x_masked  # B L_keep D
+        cls_tokens = (self.cls_token + positions[:, :1]).expand(visible.shape[0], -1, -1).to(visible.dtype)
+        tokens = self.encoder(torch.cat([cls_tokens, visible], dim=1), **kwargs)  # B 1+L_keep D
+        if masked is not None:
+            return MAEModelOutput(tokens, mask=masked.mask, ids_restore=masked.ids_restore)
+        return MAEModelOutput(tokens, tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1))
+
+    def _hide(
+        self, patches: Tensor, mask_ratio: float | None, noise: Tensor | None, bool_masked_pos: Tensor | None
+    ) -> MaskingOutput | None:
+        if bool_masked_pos is not None:
+            return masking_from_bool(patches, bool_masked_pos)
+        if mask_ratio is None and noise is None:
+            return None
+        return random_masking(patches, self.config.mask_ratio if mask_ratio is None else mask_ratio, noise)
+
+    def _check_images(self, pixel_values: Tensor, any_size: bool) -> None:
+        check_images(pixel_values, self.config.num_channels)
+        size, expected = tuple(pixel_values.shape[2:]), self.patch_embed.img_size
+        if not any_size and size != expected:
+            raise ValueError(
+                f"the images have {size[0]}x{size[1]} pixels, the model expects {expected[0]}x{expected[1]}: resize "
+                f"them, or pass interpolate_pos_encoding=True, or call model.set_image_size({size}) once"
+            )
+
+    @torch.no_grad()
+    def _resize(self, image_size: int | tuple[int, int]) -> None:
+        grid_size = self.patch_embed.grid_size
+        self.patch_embed.set_image_size(image_size)
+        table = interpolate_pos_embed(self.pos_embed, grid_size, self.patch_embed.grid_size)
+        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+
+
+class MAEForPreTraining(MAEPreTrainedModel):
+    """The whole masked autoencoder: hide patches, encode the rest, predict the hidden pixels (figure 1)."""
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__(config)
+        self.mae = MAEModel(config)
+        self.decoder = MAEDecoder(
+            config.hidden_size,
+            config.decoder_hidden_size,
+            self.mae.patch_embed.num_patches,
+            config.patch_size,
+            config.num_channels,
+            config.decoder_num_hidden_layers,
+            config.decoder_num_attention_heads,
+            Fraction(config.decoder_intermediate_size, config.decoder_hidden_size),
+            grid_size=config.grid_size,
+            qkv_bias=config.qkv_bias,
+            drop=config.hidden_dropout_prob,
+            attn_drop=config.attention_probs_dropout_prob,
+            act=config.hidden_act,
+            eps=config.layer_norm_eps,
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+        bool_masked_pos: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MAEForPreTrainingOutput:
+        """Hide patches, encode, decode and compare (section 3).
+
+        Args:
+            pixel_values: Images, `(B, C, H, W)`, normalised as the processor does it.
+            noise: `(B, L)`; the patches with the largest values are hidden. Random if None.
+            interpolate_pos_encoding: Accept images of another size, with positions resized for this call.
+            mask_ratio: Share of patches to hide, in [0, 1); `config.mask_ratio` if None.
+            bool_masked_pos: `(B, L)`, True is hidden, the same number in every row; wins over the other two.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            Loss, predicted pixels, mask and order. For images of another size, `unpatchify` the logits with that size.
+
+        Raises:
+            ValueError: If images, noise, ratio or mask do not fit.
+        """
+        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        encoded = self.mae(
+            pixel_values, noise, interpolate_pos_encoding, mask_ratio, bool_masked_pos, return_dict=True, **kwargs
+        )
+        grid_size = grid_of((pixel_values.shape[2], pixel_values.shape[3]), self.config.patch_size)
+        logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore, grid_size)  # B L P*P*C
+        loss = None
+        if encoded.last_hidden_state.shape[1] < 1 + logits.shape[1]:  # something is hidden
+            loss = reconstruction_loss(self.patchify(pixel_values), logits, encoded.mask, self.config.norm_pix_loss)
+        return MAEForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            mask=encoded.mask,
+            ids_restore=encoded.ids_restore,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def patchify(self, pixel_values: Tensor) -> Tensor:
+        """Cut images `(B, C, H, W)` into patches `(B, L, P * P * C)`; raises `ValueError` if they do not fit."""
+        check_images(pixel_values, self.config.num_channels)
+        return patchify(pixel_values, self.config.patch_size)
+
+    def unpatchify(self, patchified_pixel_values: Tensor, original_image_size: tuple[int, int] | None = None) -> Tensor:
+        """Put patches `(B, L, P * P * C)` together to images `(B, C, H, W)`, of the model's size by default."""
+        values = self.config.patch_size**2 * self.config.num_channels
+        if patchified_pixel_values.shape[-1] != values:
+            shape = tuple(patchified_pixel_values.shape)
+            raise ValueError(f"patchified_pixel_values must have the shape (B, L, {values}), got {shape}")
+        size = self.mae.patch_embed.img_size if original_image_size is None else original_image_size
+        return unpatchify(patchified_pixel_values, self.config.patch_size, size)
+
+    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
+        if {f"decoder.{key}" for key in self.decoder.state_dict()} <= set(missing_keys):
+            text = "these weights are {}: the decoder is newly initialised and untrained, train it before you use it"
+            warnings.warn(text.format(NO_DECODER), UserWarning, stacklevel=3)
+
+
+def reconstruction_loss(patches: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool) -> Tensor:
+    """Mean squared error over the hidden patches, in float32 at least (section 3, "Reconstruction target").
+
+    Args:
+        patches: Patches of the images, `(B, L, P * P * C)`.
+        pred: Predicted patches, of the same shape.
+        mask: `(B, L)`, 1 where the loss is taken.
+        norm_pix_loss: Compare with patches normalised by their own mean and deviation.
+
+    Returns:
+        A scalar; NaN if nothing is hidden.
+
+    Source: `MaskedAutoencoderViT.forward_loss` in facebookresearch/mae.
+    """
+    target = patches.to(torch.promote_types(pred.dtype, torch.float32))
+    if norm_pix_loss:
+        mean, deviation = patch_statistics(target)
+        target = (target - mean) / deviation
+    error = ((pred - target) ** 2).mean(dim=-1)  # B L
+    return (error * mask).sum() / mask.sum()
