@@ -1,0 +1,77 @@
+"""The released files of the official repository, and how to recognise one.
+
+Sources: README.md and FINETUNE.md of facebookresearch/mae, its visualisation notebook, its issues 3, 8, 191 and 193.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+LICENSE = "cc-by-nc-4.0"  # of the official repository and the released files
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released file.
+
+    Attributes:
+        name: File name without `.pth`.
+        kind: "encoder", "pretraining" or "finetuned".
+        preset: Size of the model.
+        norm_pix_loss: Whether the weights were trained on normalised pixels.
+        md5_prefix: First six digits of the md5, where published.
+        num_bytes: Size of the file, where published.
+    """
+
+    name: str
+    kind: str
+    preset: str
+    norm_pix_loss: bool
+    md5_prefix: str | None = None
+    num_bytes: int | None = None
+
+
+RELEASES = (
+    Release("mae_pretrain_vit_base", "encoder", "base", True, "8cad7c"),
+    Release("mae_pretrain_vit_large", "encoder", "large", True, "b8b06e"),
+    Release("mae_pretrain_vit_huge", "encoder", "huge", True, "9bdbb0"),
+    Release("mae_pretrain_vit_base_full", "pretraining", "base", True),
+    Release("mae_pretrain_vit_large_full", "pretraining", "large", True),
+    Release("mae_pretrain_vit_huge_full", "pretraining", "huge", True),
+    Release("mae_visualize_vit_base", "pretraining", "base", False),
+    Release("mae_visualize_vit_large", "pretraining", "large", False, num_bytes=1_318_315_181),
+    Release("mae_visualize_vit_huge", "pretraining", "huge", False),
+    Release("mae_visualize_vit_large_ganloss", "pretraining", "large", False),
+    Release("mae_finetuned_vit_base", "finetuned", "base", True, "1b25e9"),
+    Release("mae_finetuned_vit_large", "finetuned", "large", True, "51f550"),
+    Release("mae_finetuned_vit_huge", "finetuned", "huge", True, "2541f2"),
+)
+
+
+def md5_of(path: Path) -> str:
+    """The md5 of a file, 32 hexadecimal digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def recognise(path: Path, md5: str, kind: str, preset: str | None) -> Release | None:
+    """The released file that a local file is, or None.
+
+    By md5, which proves it; else by file name, if the kind, the preset and (where published) the number of bytes agree.
+    """
+    for release in RELEASES:
+        if is_proven(release, md5):
+            return release
+    for release in RELEASES:
+        same_bytes = release.num_bytes in (None, path.stat().st_size)
+        if (release.name, release.kind, release.preset) == (path.stem, kind, preset) and same_bytes:
+            return release
+    return None
+
+
+def is_proven(release: Release, md5: str) -> bool:
+    """Whether a published md5 says that a file is this release, and not its name alone."""
+    return release.md5_prefix is not None and md5.startswith(release.md5_prefix)

@@ -1,0 +1,219 @@
+import argparse
+import json
+import shutil
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoImageProcessor, BitImageProcessorPil
+
+from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
+from mae_hf.checkpoint import CheckpointError
+from mae_hf.configuration_mae import PRESETS
+from mae_hf.conversion import convert, inspect, verify
+from mae_hf.conversion.convert import UNKNOWN_TARGET
+from mae_hf.conversion.official import Hints
+from mae_hf.key_maps import native_to_official
+
+HEADS = Hints(4, 4)
+PRETRAINING = ["full.pth", "training_checkpoint.pth", "full_legacy.pth", "full_fp16.pth"]
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, "encoder.pth"])
+def test_every_tensor_keeps_its_bits(reference, tmp_path, name):
+    source = reference / "tiny" / name
+    convert(source, tmp_path / "out", hints=HEADS)
+    assert verify(source, tmp_path / "out") == []
+    made = MAEModel if name == "encoder.pth" else MAEForPreTraining
+    model, info = made.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.architectures == [made.__name__]
+    assert {parameter.dtype for parameter in model.parameters()} == {model.config.dtype}
+
+
+@pytest.mark.parametrize("name", ["full.pth", "full_legacy.pth"])
+def test_converted_model_gives_the_golden_values(reference, golden, tmp_path, name):
+    convert(reference / "tiny" / name, tmp_path / "out", hints=HEADS)
+    out = MAEForPreTraining.from_pretrained(tmp_path / "out")(golden["pixel_values"], noise=golden["noise"])
+    assert_close(out.logits, golden["mask_0.75.pred"], atol=1e-5, rtol=0)
+    assert_close(out.loss, golden["mask_0.75.loss"], atol=5e-6, rtol=0)
+
+
+def test_half_precision_file_gives_the_golden_values_in_float32(reference, golden, tmp_path):
+    convert(reference / "tiny" / "full_fp16.pth", tmp_path / "out", hints=HEADS)
+    model = MAEForPreTraining.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        latent = model.mae(golden["pixel_values"], noise=golden["noise"]).last_hidden_state
+        out = model(golden["pixel_values"], noise=golden["noise"])
+    assert_close(latent, golden["fp16.mask_0.75.latent"], atol=2e-5, rtol=0)
+    assert_close(out.logits, golden["fp16.mask_0.75.pred"], atol=1e-5, rtol=0)
+    assert_close(out.loss, golden["fp16.mask_0.75.loss"], atol=5e-6, rtol=0)
+
+
+def test_encoder_file_gives_golden_features_and_an_encoder_folder(reference, golden, tmp_path):
+    convert(reference / "tiny" / "encoder.pth", tmp_path / "out", hints=Hints(4))
+    model = MAEModel.from_pretrained(tmp_path / "out")
+    latent = model(golden["pixel_values"], noise=golden["noise"], mask_ratio=0.75).last_hidden_state
+    assert_close(latent, golden["mask_0.75.latent"], atol=2e-5, rtol=0)
+    with pytest.warns(UserWarning, match="an encoder without a decoder"):
+        MAEForPreTraining.from_pretrained(tmp_path / "out")
+
+
+def test_training_arguments_tell_the_target_and_an_option_may_not_contradict(reference, tmp_path):
+    source = reference / "tiny" / "training_checkpoint.pth"
+    done = convert(source, tmp_path / "out", hints=HEADS)
+    assert done.config.norm_pix_loss and done.norm_pix_loss_from == "the training arguments in the file"
+    with pytest.raises(CheckpointError, match="say that norm_pix_loss is True: leave out the option"):
+        convert(source, tmp_path / "other", hints=HEADS, norm_pix_loss=False)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("option", "expected"), [(None, False), (True, True), (False, False)])
+def test_without_training_arguments_the_option_tells_the_target(reference, tmp_path, option, expected):
+    done = convert(reference / "tiny" / "full.pth", tmp_path / "out", hints=HEADS, norm_pix_loss=option)
+    assert done.config.norm_pix_loss is expected
+    assert done.norm_pix_loss_from == (UNKNOWN_TARGET if option is None else "the option")
+
+
+def test_weights_can_be_cast_and_sharded(reference, tiny_weights, tmp_path):
+    options = {"dtype": torch.bfloat16, "max_shard_size": "100KB"}
+    convert(reference / "tiny" / "full.pth", tmp_path / "out", hints=HEADS, **options)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    model = MAEForPreTraining.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(model.decoder.pred.weight, tiny_weights["decoder_pred.weight"].bfloat16())
+    assert "decoder.pred.weight is torch.bfloat16, not torch.float32" in " ".join(
+        verify(reference / "tiny" / "full.pth", tmp_path / "out")
+    )
+
+
+def test_folder_holds_config_weights_processor_and_card(reference, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "out", hints=HEADS)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+    for made in (BitImageProcessorPil, AutoImageProcessor):
+        processor = made.from_pretrained(tmp_path / "out")
+        assert processor.crop_size["height"] == 32 and processor.size["shortest_edge"] == 36
+
+
+def test_other_channels_come_without_a_processor_and_other_shapes_with_a_hint(tmp_path):
+    sizes = {"image_size": (16, 32), "patch_size": 8, "num_channels": 4, "hidden_size": 16, "depth": 1, "num_heads": 2}
+    model = MAEForPreTraining(MAEConfig(**sizes, decoder_num_heads=4))
+    torch.save({"model": native_to_official(model.state_dict())}, tmp_path / "own.pth")
+    with pytest.raises(CheckpointError, match="8 patches do not make a square image: .* --image-size HEIGHT WIDTH"):
+        convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4))
+    with pytest.raises(CheckpointError, match="16x16 does not have the checkpoint's 8 patches"):
+        convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4, (16, 16)))
+    done = convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4, (16, 32)))
+    assert done.config.image_size == (16, 32) and done.config.num_channels == 4
+    assert not (tmp_path / "out" / "preprocessor_config.json").exists()
+    assert MAEForPreTraining.from_pretrained(tmp_path / "out").config.grid_size == (2, 4)
+
+
+def test_weights_that_share_storage_are_all_written(tiny_weights, tmp_path):
+    tiny_weights["blocks.1.norm1.weight"] = tiny_weights["blocks.0.norm1.weight"]
+    tiny_weights["norm.bias"] = torch.randn(128)[:64]
+    torch.save({"model": tiny_weights}, tmp_path / "shared.pth")
+    assert convert(tmp_path / "shared.pth", tmp_path / "out", hints=HEADS).num_tensors == 62
+    assert verify(tmp_path / "shared.pth", tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("finetuned.pth", r"classifier with mean pooling \(finetuned\)"),
+        ("finetuned_cls.pth", r"classifier on the class token \(finetuned_cls\)"),
+        ("linprobe.pth", r"linear probe \(linprobe\)"),
+    ],
+)
+def test_classifiers_are_refused_with_the_reason(reference, tmp_path, name, reason):
+    with pytest.raises(CheckpointError, match=f"{reason}: classifiers are not supported yet"):
+        convert(reference / "tiny" / name, tmp_path / "out", hints=HEADS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w.pop("decoder_norm.bias"),
+            r"changed.pth is not converted: keys are missing \(1\): decoder_norm.bias",
+        ),
+        (lambda w: w.pop("decoder_embed.weight"), "the checkpoint lacks decoder_embed.weight"),
+        (lambda w: w.pop("cls_token"), "weights of another model: no cls_token; the first keys are pos_embed"),
+        (lambda w: w.update({"blocks.2000000000.norm1.bias": torch.zeros(64)}), r"keys are missing \(\d+\): blocks.2"),
+        (lambda w: w.update(cls_token=torch.zeros(1, 1, 64).int()), "of a type that no weight has .*: cls_token"),
+        (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(64, 3, 0, 0)}), "none of size 0"),
+        (lambda w: w.update(extra=torch.zeros(1)), r"keys are not known \(1\): extra"),
+        (lambda w: w.update(cls_token=torch.zeros(1, 1, 60)), r"cls_token \(1, 1, 60\), not \(1, 1, 64\)"),
+        (
+            lambda w: w.update(pos_embed=torch.zeros(17, 64)),
+            r"pos_embed must have 3 dimensions, .* got the shape \(17, 64\)",
+        ),
+        (
+            lambda w: w.update({"patch_embed.proj.weight": torch.zeros(66, 3, 8, 8)}),
+            "hidden_size must be divisible by 4",
+        ),
+    ],
+)
+def test_keys_and_shapes_that_do_not_fit_are_named(tiny_weights, tmp_path, change, message):
+    weights = OrderedDict(tiny_weights)
+    change(weights)
+    torch.save({"model": weights}, tmp_path / "changed.pth")
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "changed.pth", tmp_path / "out", hints=HEADS)
+    assert [path.name for path in tmp_path.iterdir()] == ["changed.pth"]
+
+
+def test_heads_that_nothing_tells_are_asked_for(reference, tmp_path):
+    source = reference / "tiny" / "full.pth"
+    with pytest.raises(CheckpointError, match="--num-attention-heads N --decoder-num-attention-heads N"):
+        convert(source, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"divisible by num_attention_heads \(5\), got 64"):
+        convert(source, tmp_path / "out", hints=Hints(5, 4))
+
+
+def test_released_name_tells_target_and_licence_only_with_the_right_shapes(reference, tmp_path, monkeypatch):
+    source = shutil.copy(reference / "tiny" / "full.pth", tmp_path / "mae_pretrain_vit_base_full.pth")
+    done = convert(source, tmp_path / "out", hints=HEADS)
+    assert not done.config.norm_pix_loss
+    assert "license: other" in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.setitem(PRESETS, "base", {"hidden_size": 64})  # now the tiny model has the shapes of base
+    done = convert(source, tmp_path / "out", hints=HEADS, overwrite=True, license="mit")
+    assert done.config.norm_pix_loss and done.norm_pix_loss_from == "the catalogue of released files"
+    assert "license: cc-by-nc-4.0" in (tmp_path / "out" / "README.md").read_text()
+    assert inspect(source)["released file"] == "mae_pretrain_vit_base_full (its name and shapes)"
+
+
+def test_inspect_says_what_a_file_is(reference):
+    found = inspect(reference / "tiny" / "training_checkpoint.pth")
+    assert found["kind"].startswith("pretraining") and found["parameters"] == "148,064"
+    assert "norm_pix_loss" in found["training arguments"] and found["checksums"] == "checked"
+    assert inspect(reference / "tiny" / "full_legacy.pth")["checksums"] == "none (old serialisation)"
+    assert inspect(reference / "tiny" / "linprobe.pth")["kind"].startswith("linprobe")
+    assert found["width, depth, heads"] == "64, 2, unknown" and found["decoder"] == "32, 2, unknown"
+    assert inspect(reference / "tiny" / "full.pth", HEADS)["decoder"] == "32, 2, 4"
+
+
+def test_verify_names_what_differs(reference, tiny_weights, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "out", hints=HEADS)
+    tiny_weights["cls_token"].view(torch.uint8)[0, 0, 0] ^= 1  # one bit
+    del tiny_weights["mask_token"]
+    tiny_weights["extra"] = torch.zeros(1)
+    torch.save({"model": tiny_weights}, tmp_path / "changed.pth")
+    assert verify(tmp_path / "changed.pth", tmp_path / "out") == [
+        "extra is missing",
+        "decoder.mask_token is extra",
+        "mae.cls_token has other values",
+    ]
+
+
+def test_mask_ratio_of_the_training_arguments_reaches_the_config(tiny_weights, tmp_path):
+    args = argparse.Namespace(mask_ratio=0.6, norm_pix_loss=False)
+    torch.save({"model": tiny_weights, "args": args}, tmp_path / "checkpoint-799.pth")
+    convert(tmp_path / "checkpoint-799.pth", tmp_path / "out", hints=HEADS)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["mask_ratio"] == 0.6
+    torch.save({"model": tiny_weights, "args": {"norm_pix_loss": 1}}, tmp_path / "dict.pth")
+    assert convert(tmp_path / "dict.pth", tmp_path / "other", hints=HEADS).config.norm_pix_loss is True

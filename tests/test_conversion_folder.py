@@ -1,0 +1,186 @@
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mae_hf.checkpoint import CheckpointError
+from mae_hf.conversion.folder import _MACHINE, differences, new_folder, own_storage, read_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+OLD, NEW = '{"model_type": "mae", "old": 1}', '{"model_type": "mae", "new": 1}'
+DEAD = 2**22 + 1  # no process has such a number on Linux
+
+
+def write(folder, text=NEW):
+    (folder / "config.json").write_text(text)
+
+
+def test_folder_appears_whole(tmp_path):
+    with new_folder(tmp_path / "deep" / "out") as folder:
+        write(folder)
+        assert not (tmp_path / "deep" / "out").exists()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_failure_leaves_everything_as_it_was(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        write(folder, OLD)
+    with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "out", overwrite=True) as folder:
+        write(folder, NEW)
+        raise RuntimeError("stop")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "config.json").read_text() == OLD
+
+
+def test_overwrite_replaces_only_what_a_conversion_writes(tmp_path):
+    destination = tmp_path / "out"
+    with new_folder(destination) as folder:
+        write(folder, OLD)
+    with pytest.raises(CheckpointError, match="is there already: .* --overwrite"), new_folder(destination):
+        pass
+    with new_folder(destination, overwrite=True) as folder:
+        write(folder, NEW)
+    assert (destination / "config.json").read_text() == NEW
+    (destination / "thesis.tex").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds thesis.tex, which no"), new_folder(destination, overwrite=True):
+        pass
+    assert (destination / "thesis.tex").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_empty_folder_may_be_filled_and_a_file_is_left_alone(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as folder:
+        write(folder)
+    assert (tmp_path / "empty" / "config.json").exists()
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        with pytest.raises(CheckpointError, match="is a file"), new_folder(tmp_path / place, overwrite=True):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_overwrite_leaves_alone_what_is_no_converted_folder(tmp_path):
+    for name, content in (("notes", "README.md"), ("other", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).write_text('{"model_type": "vit"}')
+        with pytest.raises(CheckpointError, match="no converted folder"), new_folder(tmp_path / name, overwrite=True):
+            pass
+    (tmp_path / "deep" / "config.json").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"holds config.json"), new_folder(tmp_path / "deep", overwrite=True):
+        pass
+
+
+def test_what_a_killed_run_left_is_cleared_or_put_back(tmp_path):
+    (tmp_path / f".out.partial-{_MACHINE}-{DEAD}-00000000").mkdir()
+    former = tmp_path / f".out.former-{_MACHINE}-{DEAD}-00000000"
+    former.mkdir()
+    write(former, OLD)
+    with pytest.raises(CheckpointError, match="is there already"), new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "config.json").read_text() == OLD
+    with new_folder(tmp_path / "out", overwrite=True) as folder:
+        write(folder, NEW)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_runs_at_once_do_not_mix_and_folders_of_others_stay(tmp_path):
+    others = [".out.partial", f".out.partial-elsewhere-{DEAD}-00000000"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match="is there already"), new_folder(tmp_path / "out") as first:
+        write(first, OLD)
+        with new_folder(tmp_path / "out") as second:
+            assert list(second.iterdir()) == []
+            write(second, NEW)
+    assert (tmp_path / "out" / "config.json").read_text() == NEW
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*others, "out"]
+
+
+def test_old_folder_survives_whatever_interrupts_the_swap(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "out") as folder:
+        write(folder, OLD)
+    rename, calls = Path.rename, []
+
+    def interrupted(self, target):
+        calls.append(self)
+        if len(calls) in (2, 3):  # the new folder does not come, and the old one does not come back at once
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", overwrite=True) as folder:
+        write(folder, NEW)
+    (kept,) = tmp_path.iterdir()
+    assert (kept / "config.json").read_text() == OLD
+
+
+def test_loop_of_links_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(CheckpointError, match="cannot be made"), new_folder(tmp_path / "loop" / "out"):
+        pass
+
+
+def test_full_disk_leaves_nothing(reference, tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    command = [
+        sys.executable,
+        "-m",
+        "conversion",
+        "convert",
+        str(reference / "tiny" / "full.pth"),
+        str(tmp_path / "out"),
+    ]
+    command += ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and list(tmp_path.iterdir()) == []
+    assert "cannot be written" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_difference_is_one_of_bits():
+    nan = torch.tensor([float("nan"), 0.0])
+    assert differences({"a": nan}, {"a": nan.clone()}) == []
+    assert differences({"a": torch.zeros(1)}, {"a": -torch.zeros(1)}) == ["a has other values"]
+    assert differences({"a": torch.tensor(1.0)}, {"a": torch.tensor(1.0)}) == []
+    assert differences({"a": torch.zeros(1)}, {"a": torch.zeros(2)}) == ["a has the shape (2,), not (1,)"]
+
+
+def test_folder_without_or_with_damaged_weights_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
+        read_folder(tmp_path)
+    save_file({"a": torch.zeros(100)}, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-10])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_folder(tmp_path)
+
+
+def test_only_what_from_pretrained_reads_is_read(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "model_old.safetensors")
+    assert read_folder(tmp_path)["a"] == 0
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
+        read_folder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
+    with pytest.raises(CheckpointError, match="is damaged: .*model-00002-of-00002"):
+        read_folder(tmp_path)
+
+
+def test_tensors_that_share_or_waste_storage_get_their_own():
+    flat = torch.arange(6.0)
+    given = {"a": flat, "b": flat, "c": flat[:2], "d": flat.reshape(2, 3).T, "e": torch.zeros(1).expand(4)}
+    owned = own_storage(given)
+    assert all(torch.equal(owned[key], value) for key, value in given.items())
+    assert owned["a"] is flat and len({value.data_ptr() for value in owned.values()}) == 5
+    assert all(value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes for value in owned.values())
