@@ -6,6 +6,17 @@ from .attention import Attention
 from .configuration_mae import MAEConfig
 from .decoder import MAEDecoder
 from .encoder import MAEEncoder
+from .mae import (
+    MAEViTBase,
+    MAEViTHuge,
+    MAEViTLarge,
+    MaskedAutoencoder,
+    create_model,
+    list_models,
+    mae_vit_base_patch16,
+    mae_vit_huge_patch14,
+    mae_vit_large_patch16,
+)
 from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
 from .modeling_mae import MAEForPreTraining, MAEModel
 from .patch_embed import PatchEmbed, patchify, unpatchify
@@ -25,13 +36,22 @@ __all__ = [
     "MAEEncoder",
     "MAEForPreTraining",
     "MAEModel",
+    "MAEViTBase",
+    "MAEViTHuge",
+    "MAEViTLarge",
+    "MaskedAutoencoder",
     "Mlp",
     "PatchEmbed",
     "block_masking",
+    "create_model",
     "get_1d_sincos_pos_embed",
     "get_2d_sincos_pos_embed",
     "grid_masking",
     "interpolate_pos_embed",
+    "list_models",
+    "mae_vit_base_patch16",
+    "mae_vit_huge_patch14",
+    "mae_vit_large_patch16",
     "patchify",
     "random_masking",
     "unpatchify",
