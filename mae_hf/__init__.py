@@ -21,6 +21,7 @@ from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_mas
 from .modeling_mae import MAEForPreTraining, MAEModel
 from .patch_embed import PatchEmbed, patchify, unpatchify
 from .pos_embed import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed, interpolate_pos_embed
+from .reconstruction import reconstruct
 from .transformer import Block, Mlp
 
 AutoConfig.register("mae", MAEConfig, exist_ok=True)
@@ -54,5 +55,6 @@ __all__ = [
     "mae_vit_large_patch16",
     "patchify",
     "random_masking",
+    "reconstruct",
     "unpatchify",
 ]

@@ -1,0 +1,93 @@
+"""The command `mae-hf`."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from transformers import BitImageProcessorPil
+
+from mae_hf.conversion.commands import add_commands, run
+
+from .configuration_mae import MAEConfig
+from .image_processor import image_processor
+from .masking import DEFAULT_MASK_RATIO
+from .modeling_mae import NO_DECODER, MAEForPreTraining
+from .reconstruction import MASKS, NORMALISED_NOTE, draw_panels, reconstruct
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `mae-hf`.
+
+    Returns:
+        Exit status: 0 done, 1 the input is wrong (one line on standard error). Wrong usage exits with 2.
+    """
+    parser = argparse.ArgumentParser(prog="mae-hf", description="Masked Autoencoders for the Hugging Face ecosystem.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_reconstruct(commands)
+    add_commands(commands)
+    return run(parser.parse_args(arguments))
+
+
+def _add_reconstruct(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("reconstruct", help="hide patches of images and let a model fill them in")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="with a decoder")
+    parser.add_argument("--output", required=True, metavar="out.png", help="one labelled picture of all images")
+    parser.add_argument("--mask-ratio", type=float, default=DEFAULT_MASK_RATIO, help="(default: %(default)s)")
+    parser.add_argument("--mask", choices=MASKS, default="random", help="strategy of table 1f (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+    parser.set_defaults(command=_reconstruct)
+
+
+def _reconstruct(options: argparse.Namespace) -> int:
+    model = load_with_decoder(options.model)
+    processor = _processor(options.model, model.config)
+    rows = [
+        reconstruct(
+            model, image, mask_ratio=options.mask_ratio, mask=options.mask, seed=options.seed + n, processor=processor
+        )
+        for n, image in enumerate(options.images)
+    ]
+    labels = ("original", f"masked {options.mask_ratio:.0%} ({options.mask})", "reconstruction", "with visible patches")
+    note = NORMALISED_NOTE if model.config.norm_pix_loss else ""
+    draw_panels(rows, labels, note).save(options.output)
+    print(options.output)
+    return 0
+
+
+def load_with_decoder(name: str) -> MAEForPreTraining:
+    """Load a pretraining model from a folder or the Hub.
+
+    Raises:
+        ValueError: If there is no such model, or it has no decoder; the message says which files have one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="these weights are an encoder")  # becomes the error below
+            model, info = MAEForPreTraining.from_pretrained(name, output_loading_info=True)
+    except ValueError:
+        raise
+    except Exception as error:  # on damaged folders the loaders raise nearly anything
+        raise ValueError(f"the model {name!r} cannot be loaded: {error}") from error
+    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if {f"decoder.{key}" for key in model.decoder.state_dict()} <= set(missing):
+        raise ValueError(f"{name} cannot reconstruct: it is {NO_DECODER}")
+    if missing or extra:
+        raise ValueError(
+            f"{name} does not fit its config: {len(missing)} weights missing, {len(extra)} not known, "
+            f"such as {(missing + extra)[0]}"
+        )
+    return model
+
+
+def _processor(name: str, config: MAEConfig) -> BitImageProcessorPil:
+    """The processor saved with the model, else the official transform for its size."""
+    try:
+        return BitImageProcessorPil.from_pretrained(name)
+    except OSError:  # there is none
+        return image_processor(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

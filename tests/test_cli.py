@@ -1,0 +1,159 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mae_hf import MAEConfig
+from mae_hf.cli import main
+from mae_hf.reconstruction import open_image
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
+
+
+@pytest.fixture
+def tiny(reference):
+    return reference / "tiny"
+
+
+@pytest.fixture
+def folder(tiny, tmp_path, capsys):
+    assert main(["convert", str(tiny / "full.pth"), str(tmp_path / "full"), *HEADS]) == 0
+    capsys.readouterr()
+    return tmp_path / "full"
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    return str(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize("name", ["full", "training_checkpoint", "full_legacy", "full_fp16", "encoder"])
+def test_convert_then_verify(tiny, tmp_path, capsys, name):
+    heads = HEADS[:2] if name == "encoder" else HEADS
+    assert main(["convert", str(tiny / f"{name}.pth"), str(tmp_path / "out"), *heads]) == 0
+    assert "read back and compared bit for bit" in capsys.readouterr().out
+    assert main(["verify", str(tiny / f"{name}.pth"), str(tmp_path / "out")]) == 0
+    assert "nothing missing, nothing extra" in capsys.readouterr().out
+
+
+def test_options_of_convert(tiny, tmp_path, capsys):
+    source, out = str(tiny / "full.pth"), str(tmp_path / "out")
+    options = ["--dtype", "float16", "--max-shard-size", "100KB", "--license", "mit", "--image-size", "16", "64"]
+    assert main(["convert", source, out, *HEADS, *options]) == 0
+    assert "cast to float16" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    config = MAEConfig.from_pretrained(out)
+    assert config.image_size == (16, 64) and config.dtype == torch.float16
+    assert main(["convert", source, out, *HEADS]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["convert", source, out, *HEADS, "--overwrite", "--norm-pix-loss"]) == 0
+    assert MAEConfig.from_pretrained(out).norm_pix_loss
+    assert main(["verify", source, out]) == 0
+
+
+def test_model_that_cannot_be_loaded_gives_one_line(folder, photograph, tmp_path, capsys):
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    arguments = ["reconstruct", photograph, "--model", str(folder), "--output", str(tmp_path / "out.png")]
+    weights.write_bytes(content[:-10])
+    assert main(arguments) == 1
+    assert f"the model '{folder}' cannot be loaded" in capsys.readouterr().err
+    weights.write_bytes(content)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"intermediate_size": 256', '"intermediate_size": 128'))
+    assert main(arguments) == 1
+    assert "weights of other shapes in the checkpoint" in capsys.readouterr().err
+    (folder / "config.json").write_text(config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3', 1))
+    assert main(arguments) == 1
+    assert "does not fit its config" in capsys.readouterr().err
+    (folder / "config.json").write_text("[]")
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["finetuned", "finetuned_cls", "linprobe"])
+def test_classifiers_are_refused_in_one_line(tiny, tmp_path, capsys, name):
+    assert main(["convert", str(tiny / f"{name}.pth"), str(tmp_path / "out"), *HEADS]) == 1
+    error = capsys.readouterr().err
+    assert f"({name}): classifiers are not supported yet" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_fails_when_something_differs(tiny, folder, capsys):
+    assert main(["verify", str(tiny / "training_checkpoint.pth"), str(folder)]) == 1
+    assert "differs: mae.cls_token has other values (and " in capsys.readouterr().err
+
+
+def test_inspect_prints_what_a_file_is(tiny, capsys):
+    assert main(["inspect", str(tiny / "encoder.pth")]) == 0
+    assert "encoder only, no decoder" in capsys.readouterr().out
+
+
+def test_several_images_come_into_one_labelled_picture(folder, photograph, tmp_path, capsys):
+    for count in (1, 3):
+        output = str(tmp_path / f"{count}.png")
+        assert main(["reconstruct", *[photograph] * count, "--model", str(folder), "--output", output]) == 0
+        assert capsys.readouterr().out == f"{output}\n"
+    heights = [open_image(tmp_path / f"{count}.png").height for count in (1, 3)]
+    assert heights[1] - heights[0] == 2 * (224 + 8)
+
+
+def test_picture_of_normalised_pixels_says_so(tiny, photograph, tmp_path):
+    pictures = {}
+    for option in ("--no-norm-pix-loss", "--norm-pix-loss"):
+        folder, output = str(tmp_path / option), str(tmp_path / f"{option}.png")
+        assert main(["convert", str(tiny / "full.pth"), folder, *HEADS, option]) == 0
+        assert main(["reconstruct", photograph, "--model", folder, "--output", output]) == 0
+        pictures[option] = open_image(output)
+    plain, noted = pictures.values()
+    assert noted.height > plain.height
+    assert noted.crop((0, noted.height - 20, noted.width, noted.height)).getextrema() != ((255, 255),) * 3
+
+
+def test_encoder_cannot_reconstruct(tiny, photograph, tmp_path, capsys):
+    assert main(["convert", str(tiny / "encoder.pth"), str(tmp_path / "enc"), *HEADS[:2]]) == 0
+    output = tmp_path / "out.png"
+    assert main(["reconstruct", photograph, "--model", str(tmp_path / "enc"), "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert "encoder without a decoder" in error and "mae_visualize_vit" in error and error.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "nowhere.jpg"}, "nowhere.jpg"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"--mask-ratio": "1"}, r"mask_ratio must be in [0, 1), got 1.0"),
+        ({"--output": "no_folder/out.png"}, "no_folder/out.png"),
+        ({"--output": "out.xyz"}, "xyz"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_status_1(folder, photograph, capsys, monkeypatch, tmp_path, change, message):
+    monkeypatch.chdir(tmp_path)
+    options = {"--mask-ratio": "0.75", "--output": "out.png", **{k: v for k, v in change.items() if k[0] == "-"}}
+    model = change.get("model", str(folder))
+    arguments = ["reconstruct", change.get("image", photograph), "--model", model]
+    assert main([*arguments, *(part for pair in options.items() for part in pair)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["convert"], ["reconstruct", "a.jpg"], ["convert", "a", "b", "--what"]])
+def test_wrong_usage_gives_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and "usage: mae-hf" in capsys.readouterr().err
+
+
+def test_conversion_runs_from_a_checkout_too(tiny, tmp_path):
+    command = [sys.executable, "-m", "conversion", "convert", str(tiny / "full.pth"), str(tmp_path / "out"), *HEADS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
