@@ -1,0 +1,46 @@
+"""Base, large and huge against golden values of the official implementation, through `.pth` and command line."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.parity import converted, measure_differences
+from benchmarks.recipe import recipe_tensor
+from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
+from mae_hf.configuration_mae import PRESETS
+
+TOLERANCES = {"latent": 2e-5, "encoder": 2e-5, "pred": 1e-5, "loss": 5e-6, "loss_norm_pix": 5e-6}
+HEAVY = [pytest.param("large", marks=pytest.mark.heavy), pytest.param("huge", marks=pytest.mark.heavy)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameter_counts(reference, preset):
+    counts = json.loads((reference / "manifests" / "parameter_counts.json").read_text())[preset]
+    with torch.device("meta"):
+        models = {"pretrain_full": MAEForPreTraining, "pretrain": MAEModel}
+        models = {kind: made(MAEConfig.from_preset(preset)) for kind, made in models.items()}
+    for kind, model in models.items():
+        assert model.num_parameters() == counts[kind]["parameters"]
+        assert model.num_parameters(only_trainable=True) == counts[kind]["trainable"]
+        assert len(model.state_dict()) == counts[kind]["state_dict_tensors"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_recipe_was_followed(reference, preset):
+    checks = json.loads((reference / "full" / "full.json").read_text())["variants"][preset]["weight_checks"]
+    manifest = json.loads((reference / "manifests" / f"{preset}_pretrain_full.json").read_text())
+    shapes = {entry["key"]: entry["shape"] for entry in manifest}
+    for key in ("cls_token", "decoder_pos_embed", "blocks.0.norm1.weight"):
+        assert recipe_tensor(key, shapes[key]).flatten()[:3].tolist() == checks[key]["first"]
+
+
+@pytest.mark.parametrize("preset", ["base", *HEAVY])
+def test_outputs(tmp_path, preset):
+    folder = converted(preset, tmp_path)
+    for attention in ("sdpa", "eager"):
+        model, info = MAEForPreTraining.from_pretrained(folder, attn_implementation=attention, output_loading_info=True)
+        assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        for name, difference in measure_differences(model, preset).items():
+            assert difference <= TOLERANCES[name], f"{name} differs by {difference} with {attention}"
+        del model
