@@ -1,6 +1,7 @@
 import argparse
 import json
 import shutil
+import sys
 from collections import OrderedDict
 
 import pytest
@@ -13,6 +14,7 @@ from mae_hf.checkpoint import CheckpointError
 from mae_hf.configuration_mae import PRESETS
 from mae_hf.conversion import convert, inspect, verify
 from mae_hf.conversion.convert import UNKNOWN_TARGET
+from mae_hf.conversion.folder import read_folder
 from mae_hf.conversion.official import Hints
 from mae_hf.key_maps import native_to_official
 
@@ -58,6 +60,16 @@ def test_encoder_file_gives_golden_features_and_an_encoder_folder(reference, gol
     assert_close(latent, golden["mask_0.75.latent"], atol=2e-5, rtol=0)
     with pytest.warns(UserWarning, match="an encoder without a decoder"):
         MAEForPreTraining.from_pretrained(tmp_path / "out")
+
+
+def test_what_reads_back_differently_is_not_kept(reference, tmp_path, monkeypatch):
+    def misread(folder):
+        return {key: value + (key == "mae.cls_token") for key, value in read_folder(folder).items()}
+
+    monkeypatch.setattr(sys.modules[convert.__module__], "read_folder", misread)
+    with pytest.raises(CheckpointError, match="reading back what was written failed: mae.cls_token has other values"):
+        convert(reference / "tiny" / "full.pth", tmp_path / "out", hints=HEADS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_arguments_tell_the_target_and_an_option_may_not_contradict(reference, tmp_path):

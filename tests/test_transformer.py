@@ -33,3 +33,4 @@ def test_dropout_of_a_block_acts_in_training_only():
     block, x = Block(16, 4, drop=0.5), torch.randn(1, 3, 16)
     assert not torch.equal(block(x), block(x))
     assert torch.equal(block.eval()(x), block(x))
+    torch.testing.assert_close(Block(16, 4, drop=1.0)(x), x)  # of both branches nothing is left
