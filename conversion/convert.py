@@ -16,7 +16,7 @@ from mae_hf.image_processor import image_processor
 
 from .cards import Source, folder_card
 from .catalogue import Release, md5_of, recognise
-from .folder import differences, new_folder, own_storage, read_folder
+from .folder import check_destination, differences, new_folder, own_storage, read_folder
 from .official import (
     DESCRIPTIONS,
     ENCODER,
@@ -78,6 +78,7 @@ def convert(
         CheckpointError: If the file is not what it should be, or the destination may not be written.
     """
     source, destination = Path(source), Path(destination)
+    check_destination(destination, overwrite)  # before minutes of reading
     checkpoint = read_checkpoint(source)
     try:
         kind = kind_of(checkpoint.state_dict)

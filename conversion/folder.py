@@ -38,12 +38,7 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         CheckpointError: If the destination is there and may not be replaced, or its place is no folder.
     """
-    try:
-        destination = destination.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
-        raise CheckpointError(f"{destination} cannot be made: {error}") from error
-    _clear_up(destination)
-    _check_destination(destination, overwrite)
+    destination = check_destination(destination, overwrite)
     destination.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own for each run, with machine and process, so that a later run can tell whether it is at work
     beside = f".{destination.name}.{{}}-{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -51,7 +46,7 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        _check_destination(destination, overwrite)  # another run may have been faster
+        check_destination(destination, overwrite)  # another run may have been faster
         if overwrite and destination.exists():
             destination.rename(former)
         staging.rename(destination)  # fails if another folder has come there
@@ -88,12 +83,18 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _check_destination(destination: Path, overwrite: bool) -> None:
+def check_destination(destination: Path, overwrite: bool = False) -> Path:
+    """Resolve links, clear what killed runs have left there, and raise `CheckpointError` if it may not be written."""
+    try:
+        destination = destination.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise CheckpointError(f"{destination} cannot be made: {error}") from error
+    _clear_up(destination)
     for parent in destination.parents:
         if parent.exists() and not parent.is_dir():
             raise CheckpointError(f"{destination} cannot be made: {parent} is a file")
     if not destination.exists():
-        return
+        return destination
     if not destination.is_dir():
         raise CheckpointError(f"{destination} is a file, and the result is a folder: choose another destination")
     content = sorted(destination.iterdir())
@@ -108,6 +109,7 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
         )
     if content and not _is_converted(destination):
         raise CheckpointError(f"{destination} is no converted folder: nothing is replaced, choose another destination")
+    return destination
 
 
 def _is_converted(folder: Path) -> bool:

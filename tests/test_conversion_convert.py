@@ -62,6 +62,12 @@ def test_encoder_file_gives_golden_features_and_an_encoder_folder(reference, gol
         MAEForPreTraining.from_pretrained(tmp_path / "out")
 
 
+def test_destination_is_looked_at_before_the_source_is_read(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(CheckpointError, match="out is a file, and the result is a folder"):
+        convert(tmp_path / "no_such.pth", tmp_path / "out")
+
+
 def test_what_reads_back_differently_is_not_kept(reference, tmp_path, monkeypatch):
     def misread(folder):
         return {key: value + (key == "mae.cls_token") for key, value in read_folder(folder).items()}
