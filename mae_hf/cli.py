@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import BitImageProcessorPil
 
@@ -85,7 +86,9 @@ def _processor(name: str, config: MAEConfig) -> BitImageProcessorPil:
     """The processor saved with the model, else the official transform for its size."""
     try:
         return BitImageProcessorPil.from_pretrained(name)
-    except OSError:  # there is none
+    except OSError:
+        if (Path(name) / "preprocessor_config.json").exists():  # damaged
+            raise
         return image_processor(config)
 
 

@@ -65,6 +65,12 @@ def test_model_that_cannot_be_loaded_gives_one_line(folder, photograph, tmp_path
     assert main(arguments) == 1
     assert f"the model '{folder}' cannot be loaded" in capsys.readouterr().err
     weights.write_bytes(content)
+    processor = (folder / "preprocessor_config.json").read_text()
+    (folder / "preprocessor_config.json").write_text(processor[:-10])
+    assert main(arguments) == 1
+    assert "preprocessor_config.json" in capsys.readouterr().err
+    (folder / "preprocessor_config.json").unlink()  # without one, the transform for the model's size is taken
+    assert main(arguments) == 0
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"intermediate_size": 256', '"intermediate_size": 128'))
     assert main(arguments) == 1
