@@ -18,7 +18,7 @@ from .official import DESCRIPTIONS, ENCODER, MODEL_CLASSES
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"  # beside this package, in a checkout and in a wheel
 _TAGS = ["mae", "masked-autoencoder", "self-supervised-learning", "vision"]
-_NO_DECODER = f"It neither reconstructs nor gives a pretraining loss: it is {NO_DECODER}."
+_NO_DECODER = f"{{}} neither reconstructs nor gives a pretraining loss: it is {NO_DECODER}."
 _NORMALISED = (
     "It predicts patches without their brightness and contrast: pictures need the mean and deviation of each patch in "
     "the original."
@@ -95,7 +95,7 @@ original, masked, reconstruction, pasted = reconstruct(model, "photo.jpg")"""
         table=size_table({preset: measurements()[preset]}),
         source=None,
         limits=[
-            f"`mae_pretrain_vit_{preset}.pth` neither reconstructs nor gives a pretraining loss: it is {NO_DECODER}.",
+            _NO_DECODER.format(f"`mae_pretrain_vit_{preset}.pth`"),
             f"`mae_pretrain_vit_{preset}_full.pth` was trained on normalised pixels. {_NORMALISED}",
             "The weights know ImageNet-1k photographs; what they encode elsewhere is for you to find out.",
             _NO_CLASSES,
@@ -115,7 +115,7 @@ def folder_card(config: MAEConfig, source: Source, parameters: int) -> ModelCard
         datasets=["imagenet-1k"] if source.release else None,
     )
     model_class = MODEL_CLASSES[source.kind].__name__
-    limits = [_NO_DECODER] if source.kind == ENCODER else [_NORMALISED] if config.norm_pix_loss else []
+    limits = [_NO_DECODER.format("It")] if source.kind == ENCODER else [_NORMALISED] if config.norm_pix_loss else []
     if source.release is None:
         limits.append("What it was trained on, and how well, the file does not tell.")
     return ModelCard.from_template(

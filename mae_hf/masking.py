@@ -113,8 +113,8 @@ def block_masking(
 ) -> Tensor:
     """Hide random blocks, the "block-wise" strategy of Table 1f, which is that of BEiT (Bao et al. 2021, algorithm 1).
 
-    Rectangles of at least 16 patches (the whole image, if it has fewer) and an aspect ratio between 0.3 and 1 / 0.3 are
-    hidden until the ratio is reached; of the last one only as many patches as are still needed, row by row.
+    Rectangles of at least 16 patches and an aspect ratio between 0.3 and 1 / 0.3, cut to the image where it is smaller,
+    are hidden until the ratio is reached; of the last one only as many patches as are still needed, row by row.
 
     Args:
         batch_size: `B`.

@@ -267,7 +267,7 @@ class MAEModel(MAEPreTrainedModel):
         patches = self.patch_embed(pixel_values) + positions[:, 1:]  # B L D
         masked = self._hide(patches, mask_ratio, noise, bool_masked_pos)
         visible = patches if masked is None else masked.x_masked  # B L_keep D
-        cls_tokens = (self.cls_token + positions[:, :1]).expand(visible.shape[0], -1, -1).to(visible.dtype)
+        cls_tokens = (self.cls_token + positions[:, :1]).expand(visible.shape[0], -1, -1)
         tokens = self.encoder(torch.cat([cls_tokens, visible], dim=1), **kwargs)  # B 1+L_keep D
         if masked is not None:
             return MAEModelOutput(tokens, mask=masked.mask, ids_restore=masked.ids_restore)
