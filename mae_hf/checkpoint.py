@@ -1,6 +1,7 @@
 """Safe reading of other people's files: nothing is executed, and damage is noticed."""
 
 import argparse
+import json
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -9,7 +10,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class CheckpointError(ValueError):
@@ -18,21 +24,26 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a `.pth` file holds.
+    """What a file or folder of weights holds.
 
     Attributes:
         state_dict: Weights in the order of the file.
         args: Training arguments, empty if the file has none.
-        checksummed: Whether the file carries checksums, which were then checked. The old serialisation has none.
+        checksummed: Whether the file carries checksums, which were then checked. safetensors and the old serialisation
+            have none.
+        files: The files that were read.
+        others: What else the file holds beside the weights, such as "optimizer" and "args".
     """
 
     state_dict: dict[str, Tensor]
     args: dict[str, Any] = field(default_factory=dict)
     checksummed: bool = True
+    files: tuple[Path, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a `.pth` file as the official training and releases write it.
+    """Read a `.pth` file as the official training and releases write it, or a `.bin` or `.safetensors` file.
 
     `weights_only` reading with `argparse.Namespace` as the only class beyond tensors and plain containers: training
     checkpoints hold one. Files in the zip format are mapped into memory and their checksums are checked.
@@ -45,6 +56,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     _check_file(path)
+    if path.suffix == ".safetensors":
+        return Checkpoint(_read_safetensors(path), checksummed=False, files=(path,))
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _check_zip(path)
@@ -59,7 +72,64 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except Exception as error:  # on damaged bytes the reader raises nearly anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
-    return Checkpoint(_find_weights(path, content), _find_args(content), checksummed=is_zip)
+    return Checkpoint(_find_weights(path, content), _find_args(content), is_zip, (path,), _find_others(content))
+
+
+def read_folder(folder: str | Path) -> Checkpoint:
+    """Read the weights that `from_pretrained` reads from a folder: safetensors or `pytorch_model.bin`, sharded or not.
+
+    Raises:
+        CheckpointError: If there are none, or a file is missing, damaged or outside the folder.
+    """
+    files = _files_of(Path(folder))
+    parts = [read_checkpoint(file) for file in files]
+    weights = {key: value for part in parts for key, value in part.state_dict.items()}
+    if len(weights) < sum(len(part.state_dict) for part in parts):
+        raise CheckpointError(f"{folder} is damaged: a weight is in two of its files")
+    return Checkpoint(weights, checksummed=all(part.checksummed for part in parts), files=files)
+
+
+def fetch_folder(name: str | Path, **hub_options: Any) -> Path:
+    """A folder as it is, or a repository of the Hub downloaded into the cache: config, card and weights.
+
+    Args:
+        name: Folder or Hub id.
+        **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+    Raises:
+        OSError, ValueError: If there is no such repository, as huggingface_hub says it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    wanted = ["config.json", "README.md", "model*.safetensors", "model.safetensors.index.json"]
+    folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
+    if not any((folder / file).exists() for file in _FOLDER[:2]):
+        wanted = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+        folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
+    return folder
+
+
+def _files_of(folder: Path) -> tuple[Path, ...]:
+    found = next((folder / name for name in _FOLDER if (folder / name).exists()), None)
+    if found is None:
+        raise CheckpointError(f"{folder} holds no {_FOLDER[0]} and no {_FOLDER[2]}: name a folder with weights")
+    if found.suffix != ".json":
+        return (found,)
+    try:
+        names = sorted(set(json.loads(found.read_text())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{found} is damaged: {error}") from error
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is damaged: it holds no file {name!r}, which its index names")
+    return tuple(folder / name for name in names)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _check_file(path: Path) -> None:
@@ -95,6 +165,10 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     if odd:
         raise CheckpointError(f"{path} holds weights that are no plain tensors: {', '.join(odd[:3])}")
     return dict(weights)
+
+
+def _find_others(content: Any) -> tuple[str, ...]:
+    return tuple(str(name) for name in content if name != "model") if "model" in content else ()
 
 
 def _find_args(content: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ _COUNTS = (
     "decoder_intermediate_size",
 )
 _SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mask_ratio")
-_SWITCHES = ("qkv_bias", "norm_pix_loss")
+_SWITCHES = ("qkv_bias", "norm_pix_loss", "linear_probe")
 _POOLINGS = ("mean", "cls")
 
 
@@ -88,7 +88,9 @@ class MAEConfig(PretrainedConfig):
         decoder_intermediate_size: Width inside the MLPs of the decoder.
         mask_ratio: Share of patches that `MAEForPreTraining` hides, in [0, 1).
         norm_pix_loss: Predict patches normalised by their own mean and deviation (section 3, table 1d).
-        pooling: What `MAEModel` gives as `pooler_output`: "mean" of the patch tokens, or the class token, "cls".
+        pooling: What `MAEModel` gives as `pooler_output` and a classifier reads: "mean" of the patch tokens, or the
+            class token, "cls".
+        linear_probe: Give `MAEForImageClassification` the head of the paper's linear probe, and freeze all else.
 
     Raises:
         ValueError: If a value is of a wrong type or out of range; the message names the field and the value.
@@ -127,6 +129,7 @@ class MAEConfig(PretrainedConfig):
     mask_ratio: float = DEFAULT_MASK_RATIO
     norm_pix_loss: bool = False
     pooling: str = "mean"
+    linear_probe: bool = False
 
     def __post_init__(self, mlp_ratio: float | None = None, **kwargs: Any) -> None:
         """Set what is no field of this class, then check all fields."""

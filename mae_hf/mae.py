@@ -1,8 +1,6 @@
 """The calling convention of the official repository: constructor, methods, return values, key names, model names."""
 
-import inspect
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,13 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, read_checkpoint
-from .configuration_mae import PRESETS, MAEConfig, unknown_name
+from .configuration_mae import MAEConfig, unknown_name
 from .decoder import restore_order
 from .masking import DEFAULT_MASK_RATIO, random_masking
 from .modeling_mae import MAEForPreTraining, reconstruction_loss
-from .patch_embed import check_images, patchify, unpatchify
-
-_LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
+from .patch_embed import patchify, unpatchify
+from .vit import (
+    LAYER_NORM,
+    VisionTransformer,
+    arguments_of_size,
+    check_size,
+    epsilon_of,
+    vit_base_patch16,
+    vit_huge_patch14,
+    vit_large_patch16,
+)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -56,13 +62,10 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0,
-        norm_layer: Callable[[int], nn.Module] = _LAYER_NORM,
+        norm_layer: Callable[[int], nn.Module] = LAYER_NORM,
         norm_pix_loss: bool = False,
     ) -> None:
         super().__init__()
-        norm = norm_layer(1)
-        if type(norm) is not nn.LayerNorm or norm.bias is None:
-            raise ValueError(f"norm_layer must make a plain nn.LayerNorm with weight and bias, got {norm}")
         self.config = MAEConfig(
             image_size=img_size,
             patch_size=patch_size,
@@ -75,7 +78,7 @@ class MaskedAutoencoder(nn.Module):
             decoder_num_hidden_layers=decoder_depth,
             decoder_num_attention_heads=decoder_num_heads,
             decoder_intermediate_size=int(decoder_embed_dim * mlp_ratio),
-            layer_norm_eps=norm.eps,
+            layer_norm_eps=epsilon_of(norm_layer),
             norm_pix_loss=norm_pix_loss,
         )
         self.norm_pix_loss = norm_pix_loss
@@ -121,10 +124,7 @@ class MaskedAutoencoder(nn.Module):
         Returns:
             Latent `(B, 1 + L_keep, D)` in ascending noise order, mask and `ids_restore` `(B, L)`.
         """
-        check_images(x, self.patch_embed.in_chans)
-        if tuple(x.shape[2:]) != self.patch_embed.img_size:
-            wanted = tuple(self.patch_embed.img_size)
-            raise ValueError(f"the images have {tuple(x.shape[2:])} pixels, the model was built with img_size={wanted}")
+        check_size(x, self.patch_embed)
         x = self.patch_embed(x) + self.pos_embed[:, 1:]  # B C H W -> B L D
         given = {} if noise is None else {"noise": noise}  # a subclass's own random_masking need not take it
         x, mask, ids_restore = self.random_masking(x, mask_ratio, **given)  # B L_keep D
@@ -195,19 +195,7 @@ class _Variant(MaskedAutoencoder):
     preset: ClassVar[str]
 
     def __init__(self, **overrides: Any) -> None:
-        known = inspect.signature(MaskedAutoencoder).parameters
-        for name in overrides:
-            if name not in known:
-                raise unknown_name("argument", name, known)
-        sizes = PRESETS[self.preset]
-        arguments = {
-            "patch_size": sizes["patch_size"],
-            "embed_dim": sizes["hidden_size"],
-            "depth": sizes["num_hidden_layers"],
-            "num_heads": sizes["num_attention_heads"],
-            "mlp_ratio": sizes["intermediate_size"] / sizes["hidden_size"],
-        }
-        super().__init__(**{**arguments, **overrides})
+        super().__init__(**arguments_of_size(self.preset, MaskedAutoencoder, overrides))
 
 
 class MAEViTBase(_Variant):
@@ -263,13 +251,16 @@ mae_vit_base_patch16_dec512d8b = mae_vit_base_patch16
 mae_vit_large_patch16_dec512d8b = mae_vit_large_patch16
 mae_vit_huge_patch14_dec512d8b = mae_vit_huge_patch14
 
-_MODELS: dict[str, Callable[..., MaskedAutoencoder]] = {
+_MODELS: dict[str, Callable[..., MaskedAutoencoder | VisionTransformer]] = {
     "mae_vit_base_patch16": mae_vit_base_patch16,
     "mae_vit_large_patch16": mae_vit_large_patch16,
     "mae_vit_huge_patch14": mae_vit_huge_patch14,
     "mae_vit_base_patch16_dec512d8b": mae_vit_base_patch16_dec512d8b,
     "mae_vit_large_patch16_dec512d8b": mae_vit_large_patch16_dec512d8b,
     "mae_vit_huge_patch14_dec512d8b": mae_vit_huge_patch14_dec512d8b,
+    "vit_base_patch16": vit_base_patch16,
+    "vit_large_patch16": vit_large_patch16,
+    "vit_huge_patch14": vit_huge_patch14,
 }
 
 
@@ -278,12 +269,12 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def create_model(name: str, **overrides: Any) -> MaskedAutoencoder:
+def create_model(name: str, **overrides: Any) -> MaskedAutoencoder | VisionTransformer:
     """Make a model by its official name.
 
     Args:
         name: One of `list_models()`.
-        **overrides: Arguments of `MaskedAutoencoder`.
+        **overrides: Arguments of `MaskedAutoencoder`, or of `VisionTransformer` for a classifier (`vit_...`).
 
     Raises:
         ValueError: If the name or an argument is unknown (near ones are listed), or a value is wrong.

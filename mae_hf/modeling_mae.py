@@ -6,11 +6,13 @@ Shapes: `B` batch, `C` channels, `H W` pixels, `P` patch side, `L` patches, `L_k
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -24,11 +26,14 @@ from .masking import MaskingOutput, masking_from_bool, random_masking
 from .patch_embed import PatchEmbed, check_images, grid_of, patch_statistics, patchify, to_pair, unpatchify
 from .pos_embed import get_2d_sincos_pos_embed, interpolate_pos_embed
 from .transformer import Block
+from .vit_mae import config_from_vit_mae, read_vit_mae, warn_about_epsilon
 
 NO_DECODER = (
     "an encoder without a decoder (mae_visualize_vit_*.pth and mae_pretrain_vit_*_full.pth have one, for raw and for "
     "normalised pixels)"
 )
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 @dataclass
@@ -120,6 +125,9 @@ class MAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             initialization.ones_(module.weight)
             initialization.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d):
+            for name, buffer in module.named_buffers():  # what `reset_running_stats` does
+                (initialization.ones_ if name == "running_var" else initialization.zeros_)(buffer)
         elif isinstance(module, MAEDecoder):
             initialization.normal_(module.mask_token, std=self.config.initializer_range)
             table = get_2d_sincos_pos_embed(module.pos_embed.shape[-1], module.grid_size, cls_token=True)
@@ -135,7 +143,8 @@ class MAEPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load weights and config from a folder or the Hub, as every transformers model does.
 
-        Position tables come back frozen, as they are in pretraining (transformers makes every loaded weight trainable).
+        What a fresh model freezes comes back frozen: the position tables, unless it is a classifier (transformers makes
+        every loaded weight trainable).
 
         Raises:
             ValueError: If the position tables belong to another image size; see `set_image_size`.
@@ -148,11 +157,35 @@ class MAEPreTrainedModel(PreTrainedModel):
         if not ignore_mismatched_sizes:
             _refuse_other_size(model, _stored_config(name, kwargs))
             _refuse_mismatched_sizes(info["mismatched_keys"])
-        for key, parameter in model.named_parameters():
-            if key.endswith("pos_embed"):
-                parameter.requires_grad_(False)
+        model._freeze()
         model._warn_about_missing_keys(info["missing_keys"])
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_vit_mae(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load the weights of transformers' ViTMAE, such as "facebook/vit-mae-base".
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id; safetensors or `pytorch_model.bin`, sharded or not.
+            **kwargs: As for `from_pretrained`: fields of the config (`layer_norm_eps=1e-6`: files on the Hub say 1e-12,
+                and this warns of it), `dtype`, `device_map`, `revision`, `token`, `output_loading_info`, ...
+
+        Raises:
+            CheckpointError: If config or weights are missing or damaged.
+            RuntimeError: If the weights are of other shapes than the config says.
+        """
+        hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        fields, weights = read_vit_mae(pretrained_model_name_or_path, hub_options)
+        fields = config_from_vit_mae(fields).to_diff_dict()
+        config, kwargs = MAEConfig.from_dict(fields, return_unused_kwargs=True, **kwargs)
+        warn_about_epsilon(config)
+        return cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+
+    def _freeze(self) -> None:
+        """Freeze what is not trained: the position tables."""
+        for key, parameter in self.named_parameters():
+            if key.endswith("pos_embed"):
+                parameter.requires_grad_(False)
 
     def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
         """Hook for a model that can be loaded from a folder which lacks a part of it."""
@@ -182,9 +215,9 @@ def _stored_config(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The config beside a checkpoint if the call could have changed its image size, else nothing."""
     if name is None or not {"config", "image_size", "img_size"} & kwargs.keys():
         return {}
-    where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    where = {key: kwargs[key] for key in (*_HUB_OPTIONS, "subfolder") if key in kwargs}
     try:
-        return MAEConfig.get_config_dict(name, **{key: kwargs[key] for key in where if key in kwargs})[0]
+        return MAEConfig.get_config_dict(name, **where)[0]
     except OSError:  # weights alone
         return {}
 
@@ -212,9 +245,9 @@ class MAEModel(MAEPreTrainedModel):
     Unless asked to mask, it is deterministic in eval mode and keeps image order, whatever `config.mask_ratio` is.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # the folder of a pretraining model has them
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^head\."]  # of the whole models' folders
 
-    def __init__(self, config: MAEConfig) -> None:
+    def __init__(self, config: MAEConfig, final_norm: bool = True) -> None:
         super().__init__(config)
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.num_channels, config.hidden_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
@@ -231,6 +264,7 @@ class MAEModel(MAEPreTrainedModel):
             drop_path_rate=config.drop_path_rate,
             act=config.hidden_act,
             eps=config.layer_norm_eps,
+            norm=final_norm,
         )
         self.post_init()
 
@@ -385,6 +419,78 @@ class MAEForPreTraining(MAEPreTrainedModel):
         if {f"decoder.{key}" for key in self.decoder.state_dict()} <= set(missing_keys):
             text = "these weights are {}: the decoder is newly initialised and untrained, train it before you use it"
             warnings.warn(text.format(NO_DECODER), UserWarning, stacklevel=3)
+
+
+class MAEForImageClassification(MAEPreTrainedModel):
+    """The encoder with a classification head, for fine-tuning and linear probing (section 4.1, appendices A.1 and A.2).
+
+    The head reads the mean of the patch tokens, normalised after pooling (`fc_norm`), or the normalised class token, by
+    `config.pooling`. A linear probe (`config.linear_probe`) has a batch norm without weights before its linear layer,
+    and only that layer is trainable. Otherwise everything is, the position table too.
+
+    Source: `VisionTransformer` in models_vit.py and the head in main_linprobe.py of facebookresearch/mae.
+    """
+
+    # folders of encoders and pretraining models have them; pooling the mean has no use for the encoder's norm
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?encoder\.norm\."]
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__(config)
+        mean = config.pooling == "mean"
+        self.mae = MAEModel(config, final_norm=not mean)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean else nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        if config.num_labels:
+            self.head = nn.Linear(config.hidden_size, config.num_labels)
+        if config.linear_probe:
+            self.head = nn.Sequential(nn.BatchNorm1d(config.hidden_size, eps=1e-6, affine=False), self.head)
+        self.mae.pos_embed.requires_grad_(True)
+        self._freeze()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: Images, `(B, C, H, W)`, normalised as the processor does it.
+            labels: Classes `(B,)`, or values `(B, num_labels)` for several labels or regression: the loss is the one of
+                `config.problem_type`, which is told by their type if None.
+            interpolate_pos_encoding: Accept images of another size, with positions resized for this call.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            Loss, if labels are given, and logits `(B, num_labels)`.
+
+        Raises:
+            ValueError: If the images do not fit.
+        """
+        encoded = self.mae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
+        logits = self.head(self.fc_norm(encoded.pooler_output))  # B D -> B num_labels
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+
+    def freeze_encoder(self) -> None:
+        """Make the head alone trainable, for a linear probe; `requires_grad_(True)` undoes it."""
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+
+    def _freeze(self) -> None:
+        if self.config.linear_probe:
+            self.freeze_encoder()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Give the head small weights, as the official scripts do (main_finetune.py, main_linprobe.py)."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module in list(self.head.modules()):
+            initialization.trunc_normal_(module.weight, std=0.01 if self.config.linear_probe else 2e-5)
 
 
 def reconstruction_loss(patches: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool) -> Tensor:

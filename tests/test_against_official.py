@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from mae_hf.key_maps import native_to_official
+from mae_hf import MAEForImageClassification
+from mae_hf.key_maps import native_to_official, official_to_native
 
 BOTH = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 LATENT, PRED, LOSS = 2e-5, 1e-5, 5e-6
@@ -102,3 +103,30 @@ def test_flat_patches(tiny_model, golden, attention):
             out = model(golden["flat.pixel_values"], noise=golden["noise"], mask_ratio=0.75)
         assert_close(out.logits, golden["flat.mask_0.75.pred"], atol=PRED, rtol=0)
         assert_close(out.loss, golden[f"flat.mask_0.75.{key}"], atol=LOSS, rtol=0)
+
+
+CLASSIFIERS = {
+    "finetuned": {"pooling": "mean"},
+    "finetuned_cls": {"pooling": "cls"},
+    "linprobe": {"pooling": "cls", "linear_probe": True},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_classifiers(tiny_config, golden, reference, attention, kind):
+    config = tiny_config(num_labels=10, attn_implementation=attention, **CLASSIFIERS[kind])
+    model = MAEForImageClassification(config).eval()
+    weights = torch.load(reference / "tiny" / f"{kind}.pth", weights_only=True)["model"]
+    model.load_state_dict(official_to_native(weights))
+    assert list(native_to_official(model.state_dict())) == list(weights)
+    inputs = {}
+    for name, module in model.named_modules():
+        if name in ("head", "head.1"):
+            module.register_forward_hook(lambda module, args, out, name=name: inputs.update({name: args[0]}))
+    with torch.no_grad():
+        logits = model(golden["pixel_values"]).logits
+    assert_close(logits, golden[f"{kind}.logits"], atol=PRED, rtol=0)
+    assert_close(inputs["head"], golden[f"{kind}.features"], atol=PRED, rtol=0)
+    if kind == "linprobe":
+        assert_close(inputs["head.1"], golden["linprobe.bn_features"], atol=PRED, rtol=0)

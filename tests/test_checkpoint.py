@@ -1,11 +1,15 @@
 import argparse
+import json
+import os
 import pathlib
+import pickle
 import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from mae_hf.checkpoint import CheckpointError, read_checkpoint
+from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_folder
 
 
 def test_official_files_are_read_in_their_order(reference, tiny_weights):
@@ -91,3 +95,90 @@ def test_truncated_file_is_refused(reference, tmp_path):
         (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(CheckpointError, match="damaged"):
             read_checkpoint(tmp_path / name)
+
+
+def test_folder_without_or_with_damaged_weights_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
+        read_folder(tmp_path)
+    save_file({"a": torch.zeros(100)}, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-10])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_folder(tmp_path)
+
+
+def test_only_what_from_pretrained_reads_is_read(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "model_old.safetensors")
+    assert read_folder(tmp_path).state_dict["a"] == 0
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
+        read_folder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
+    with pytest.raises(CheckpointError, match="is damaged: it holds no file .model-00002-of-00002"):
+        read_folder(tmp_path)
+
+
+def test_sharded_weights_are_read_together_and_only_from_inside_the_folder(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save({"b": torch.ones(1)}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {key: f"pytorch_model-0000{n}-of-00002.bin" for n, key in ((1, "a"), (2, "b"))}})
+    )
+    found = read_folder(tmp_path)
+    assert found.state_dict == {"a": torch.zeros(1), "b": torch.ones(1)} and found.checksummed
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(CheckpointError, match="a weight is in two of its files"):
+        read_folder(tmp_path)
+    (tmp_path.parent / "outside.bin").write_bytes(b"")
+    index.write_text(json.dumps({"weight_map": {"a": "../outside.bin"}}))
+    with pytest.raises(CheckpointError, match="holds no file '../outside.bin'"):
+        read_folder(tmp_path)
+    for text in ("", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": [1]}}'):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_folder(tmp_path)
+
+
+def test_folder_of_pickles_is_read_as_safely_as_a_file(tmp_path):
+    torch.save({"a": Foreign()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds print beside weights, which could run code"):
+        read_folder(tmp_path)
+
+
+class Shell:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+class Evaluated(Shell):
+    def __reduce__(self):
+        return (eval, (f"open({str(self.path)!r}, 'w')",))
+
+
+WRITERS = {
+    "zip": torch.save,
+    "old serialisation": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "bare pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+}
+NESTINGS = {
+    "alone": lambda evil: evil,
+    "as the weights": lambda evil: {"model": evil},
+    "as a weight": lambda evil: {"model": {"cls_token": evil}},
+    "in the arguments": lambda evil: {"model": {}, "args": argparse.Namespace(deep=[{"er": evil}])},
+}
+
+
+@pytest.mark.parametrize(("made", "name"), [(Shell, "system"), (Evaluated, "eval"), (pathlib.PurePosixPath, "Pure")])
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_code_never_runs_and_is_refused_by_name(tmp_path, made, name, nesting, writer):
+    mark, path = tmp_path / "it_ran", tmp_path / "evil.pth"
+    WRITERS[writer](NESTINGS[nesting](made(mark)), path)
+    with pytest.raises(CheckpointError, match=f"evil.pth holds .*{name}.* beside weights, which could run code"):
+        read_checkpoint(path)
+    assert not mark.exists()

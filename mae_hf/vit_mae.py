@@ -1,0 +1,107 @@
+"""ViTMAE, transformers' own masked autoencoder: its configuration, and reading its weights."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import ViTMAEConfig
+
+from .checkpoint import CheckpointError, fetch_folder, read_folder
+from .configuration_mae import MAEConfig
+from .key_maps import as_on_the_hub, vit_mae_to_native
+from .patch_embed import to_pair
+
+_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+    "mask_ratio",
+    "norm_pix_loss",
+)
+
+
+def config_from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:
+    """Make the configuration of a ViTMAE's weights; what the fields lack has ViTMAE's default.
+
+    Args:
+        fields: Content of its `config.json`.
+
+    Returns:
+        The configuration, with the epsilon as it is: see `warn_about_epsilon`.
+
+    Raises:
+        ValueError: If it is of another model, or a value is wrong.
+    """
+    if (found := fields.get("model_type")) != ViTMAEConfig.model_type:
+        raise ValueError(f"this is the configuration of a {found!r} model, not of a {ViTMAEConfig.model_type!r} one")
+    defaults = ViTMAEConfig()
+    return MAEConfig(**{name: fields.get(name, getattr(defaults, name)) for name in _FIELDS})
+
+
+def warn_about_epsilon(config: MAEConfig) -> None:
+    """Warn if the epsilon is ViTMAE's default, with which official weights do not give the official numbers."""
+    if config.layer_norm_eps == ViTMAEConfig().layer_norm_eps:
+        warnings.warn(
+            f"layer_norm_eps is {config.layer_norm_eps}, ViTMAE's default, and is kept; weights that come from an "
+            "official file were trained with 1e-06: set layer_norm_eps to it for the official numbers",
+            stacklevel=3,
+        )
+
+
+def config_to_vit_mae(config: MAEConfig) -> ViTMAEConfig:
+    """Make ViTMAE's configuration; raises `ValueError` for images that are not square, which it cannot take."""
+    height, width = to_pair(config.image_size)
+    if height != width:
+        raise ValueError(f"ViTMAE takes square images only, and image_size is {config.image_size}")
+    made = ViTMAEConfig(**{**{name: getattr(config, name) for name in _FIELDS}, "image_size": height})
+    made.dtype = config.dtype
+    return made
+
+
+def read_vit_mae(
+    name: str | Path, hub_options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a folder or Hub repository of a ViTMAE.
+
+    Args:
+        name: Folder or Hub id.
+        hub_options: See `fetch_folder`.
+
+    Returns:
+        Content of `config.json`, and the weights with native keys.
+
+    Raises:
+        CheckpointError: If the config cannot be read, or weights are missing or damaged.
+        OSError, ValueError: If there is no such repository.
+    """
+    folder = fetch_folder(name, **(hub_options or {}))
+    fields = read_config(folder)
+    return fields, vit_mae_to_native(as_on_the_hub(read_folder(folder).state_dict))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Content of a folder's `config.json`; raises `CheckpointError` if there is none or it is damaged."""
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no readable config.json: {error}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{folder} holds a config.json that is no dictionary")
+    return fields

@@ -1,0 +1,83 @@
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mae_hf import create_model, list_models
+from mae_hf.vit import VisionTransformer, vit_base_patch16
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 10}
+SIZES = {"vit_base_patch16": "base", "vit_large_patch16": "large", "vit_huge_patch14": "huge"}
+
+
+def weights_of(reference, kind):
+    return torch.load(reference / "tiny" / f"{kind}.pth", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize(("kind", "global_pool"), [("finetuned", True), ("finetuned_cls", False)])
+def test_official_checkpoint_gives_the_golden_values(reference, golden, kind, global_pool):
+    model = VisionTransformer(global_pool=global_pool, **TINY).eval()
+    weights = weights_of(reference, kind)
+    assert list(model.state_dict()) == list(weights)
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        assert_close(model.forward_features(golden["pixel_values"]), golden[f"{kind}.features"], atol=1e-5, rtol=0)
+        assert_close(model(golden["pixel_values"]), golden[f"{kind}.logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("global_pool", [True, False])
+def test_official_fine_tuning_script_finds_what_it_expects(reference, global_pool):
+    """main_finetune.py: a pretrained encoder lacks exactly the head, and `fc_norm` with mean pooling."""
+    model = VisionTransformer(global_pool=global_pool, drop_path_rate=0.1, **TINY)
+    message = model.load_state_dict(weights_of(reference, "encoder"), strict=False)
+    norm = {"fc_norm.weight", "fc_norm.bias"} if global_pool else set()
+    assert set(message.missing_keys) == {"head.weight", "head.bias"} | norm
+    assert set(message.unexpected_keys) == ({"norm.weight", "norm.bias"} if global_pool else set())
+    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+def test_official_linear_probe_replaces_the_head(reference, golden):
+    """main_linprobe.py puts a batch norm before it, and a checkpoint of such a run then fits."""
+    model = VisionTransformer(**TINY)
+    model.head = nn.Sequential(nn.BatchNorm1d(model.head.in_features, affine=False, eps=1e-6), model.head)
+    model.load_state_dict(weights_of(reference, "linprobe"))
+    with torch.no_grad():
+        assert_close(model.eval()(golden["pixel_values"]), golden["linprobe.logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_registry_makes_the_three_sizes(reference, name):
+    counts = json.loads((reference / "manifests" / "parameter_counts.json").read_text())[SIZES[name]]
+    with torch.device("meta"):
+        for kind, global_pool in (("finetuned", True), ("finetuned_cls", False)):
+            model = create_model(name, num_classes=1000, drop_path_rate=0.1, global_pool=global_pool)
+            assert sum(parameter.numel() for parameter in model.parameters()) == counts[kind]["parameters"]
+            manifest = json.loads((reference / "manifests" / f"{SIZES[name]}_{kind}.json").read_text())
+            assert list(model.state_dict()) == [entry["key"] for entry in manifest]
+    assert model.blocks[-1].drop_path.rate == 0.1 and name in list_models()
+
+
+def test_wrong_arguments_are_refused_by_name():
+    with pytest.raises(ValueError, match="unknown argument 'pool'; known: .*global_pool"):
+        vit_base_patch16(pool=True)
+    with pytest.raises(ValueError, match=r"drop_path_rate must be a number in \[0, 1\), got 1"):
+        VisionTransformer(drop_path_rate=1, **TINY)
+    with pytest.raises(ValueError, match=r"images have \(48, 32\) pixels, .* img_size=\(32, 32\)"):
+        VisionTransformer(**TINY)(torch.zeros(1, 3, 48, 32))
+    with pytest.raises(ValueError, match="norm_layer must make a plain nn.LayerNorm"):
+        VisionTransformer(norm_layer=nn.BatchNorm1d, **TINY)
+
+
+def test_epsilon_comes_from_norm_layer():
+    model = VisionTransformer(global_pool=True, norm_layer=partial(nn.LayerNorm, eps=1e-3), **TINY)
+    assert model.fc_norm.eps == model.blocks[0].norm1.eps == 1e-3
+
+
+def test_number_of_classes_zero_gives_features():
+    model = VisionTransformer(**{**TINY, "num_classes": 0})
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 64)
