@@ -28,10 +28,10 @@ from mae_hf.configuration_mae import PRESETS
 from mae_hf.conversion.cards import CARDS, size_table, write_cards
 
 
-def converted(preset: str, folder: Path) -> Path:
-    """Make the recipe's checkpoint of one size and convert it by command line."""
-    source, destination = folder / f"mae_visualize_vit_{preset}.pth", folder / f"mae-vit-{preset}"
-    write_official(preset, source)
+def converted(preset: str, folder: Path, kind: str = "pretrain_full") -> Path:
+    """Make the recipe's checkpoint of one size and kind and convert it by command line."""
+    source, destination = folder / f"{kind}_{preset}.pth", folder / f"mae-vit-{preset}"
+    write_official(preset, source, kind)
     command = [sys.executable, "-m", "mae_hf.cli", "convert", str(source), str(destination)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     source.unlink()

@@ -2,27 +2,39 @@
 
 import json
 import zlib
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
 REFERENCE = Path(__file__).resolve().parent.parent / "tests" / "data" / "reference"
-_NORM_WEIGHTS = ("norm1.weight", "norm2.weight", "norm.weight", "decoder_norm.weight")
+_NORM_WEIGHTS = ("norm1.weight", "norm2.weight", "norm.weight", "decoder_norm.weight", "fc_norm.weight")
 
 
-def recipe_tensor(key: str, shape: list[int]) -> torch.Tensor:
-    """The weight of an official key, by the recipe of the golden values: the key alone decides the values."""
+def recipe_tensor(key: str, shape: list[int], dtype: str = "float32") -> torch.Tensor:
+    """The tensor of an official key, by the recipe of the golden values: the key alone decides the values."""
+    if dtype == "int64":
+        return torch.zeros(shape, dtype=torch.int64)
     rng = numpy.random.RandomState(zlib.crc32(f"mae-reference/{key}".encode()))
-    values = rng.standard_normal(shape).astype(numpy.float32) * numpy.float32(0.02)
-    is_norm = ".".join(key.split(".")[-2:]) in _NORM_WEIGHTS
-    return torch.from_numpy(numpy.float32(1) + values if is_norm else values)
+    values = torch.from_numpy(rng.standard_normal(shape).astype(numpy.float32) * numpy.float32(0.02))
+    if ".".join(key.split(".")[-2:]) in _NORM_WEIGHTS:
+        return 1 + values
+    return 1 + values.abs() if key.endswith("running_var") else values
+
+
+def read_manifest(preset: str, kind: str) -> list[dict[str, Any]]:
+    """Key, shape and dtype of every tensor of an official checkpoint, in its order."""
+    manifest: list[dict[str, Any]] = json.loads((REFERENCE / "manifests" / f"{preset}_{kind}.json").read_text())
+    return manifest
 
 
 def write_official(preset: str, path: Path, kind: str = "pretrain_full") -> None:
     """Write the recipe's weights of one size as an official `.pth`."""
-    manifest = json.loads((REFERENCE / "manifests" / f"{preset}_{kind}.json").read_text())
-    torch.save({"model": {entry["key"]: recipe_tensor(entry["key"], entry["shape"]) for entry in manifest}}, path)
+    entries = read_manifest(preset, kind)
+    weights = {e["key"]: recipe_tensor(e["key"], e["shape"], e["dtype"].removeprefix("torch.")) for e in entries}
+    torch.save({"model": OrderedDict(weights)}, path)
 
 
 def recipe_input(num_patches: int) -> tuple[torch.Tensor, torch.Tensor]:

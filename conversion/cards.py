@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import Tensor
 
 from mae_hf.configuration_mae import PRESETS, MAEConfig
 from mae_hf.modeling_mae import NO_DECODER
 
-from .catalogue import LICENSE, Release
-from .official import DESCRIPTIONS, ENCODER, MODEL_CLASSES
+from .catalogue import LICENSE, Release, is_proven
+from .layouts import CLASSIFIERS, DESCRIPTIONS, TIMM, VIT_MAE
+from .sizes import NUM_IMAGENET_CLASSES, class_name, count_parameters
+from .source import Source
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"  # beside this package, in a checkout and in a wheel
 _TAGS = ["mae", "masked-autoencoder", "self-supervised-learning", "vision"]
@@ -42,17 +45,30 @@ _ROWS = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a converted folder comes from."""
+class Provenance:
+    """Where a converted folder comes from.
 
-    name: str
-    md5: str
-    kind: str
+    Attributes:
+        source: What was read.
+        md5s: md5 of each file by its name.
+        release: The released file that it is, or None.
+        license: Of the weights.
+        norm_pix_loss_from: Where that comes from.
+        dtype: What the weights were cast to, or None.
+    """
+
+    source: Source
+    md5s: Mapping[str, str]
     release: Release | None
-    license: str | None
+    license: str
     norm_pix_loss_from: str
-    checksummed: bool
-    dtype: torch.dtype | None
+    dtype: torch.dtype | None = None
+
+    @property
+    def accuracy(self) -> tuple[float, float] | None:
+        """Published top-1 and top-5, if a published md5 proves that these are the weights."""
+        proven = self.release and is_proven(self.release, next(iter(self.md5s.values()))) and self.dtype is None
+        return self.release.accuracy if self.release and proven else None
 
 
 def measurements() -> dict[str, dict[str, Any]]:
@@ -93,7 +109,7 @@ original, masked, reconstruction, pasted = reconstruct(model, "photo.jpg")"""
         ),
         code=code,
         table=size_table({preset: measurements()[preset]}),
-        source=None,
+        provenance=None,
         limits=[
             _NO_DECODER.format(f"`mae_pretrain_vit_{preset}.pth`"),
             f"`mae_pretrain_vit_{preset}_full.pth` was trained on normalised pixels. {_NORMALISED}",
@@ -104,45 +120,85 @@ original, masked, reconstruction, pasted = reconstruct(model, "photo.jpg")"""
     )
 
 
-def folder_card(config: MAEConfig, source: Source, parameters: int) -> ModelCard:
-    """The card of a converted folder: what the weights are, where they come from, what they cannot do."""
-    licence = LICENSE if source.release else source.license or "other"
+def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights: Mapping[str, Tensor]) -> ModelCard:
+    """The card of a converted folder: what the weights are, where they come from, what they cannot do.
+
+    Args:
+        layout: Of the folder.
+        config: Of the model.
+        provenance: Where it comes from.
+        weights: What the folder holds.
+    """
+    source, release = provenance.source, provenance.release
+    name, accuracy = Path(source.path.name).stem, provenance.accuracy
     data = ModelCardData(
-        license=licence,
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        license=provenance.license,
+        library_name="timm" if layout == TIMM else "transformers",
+        pipeline_tag="image-classification" if source.kind in CLASSIFIERS else "image-feature-extraction",
         tags=_TAGS,
-        datasets=["imagenet-1k"] if source.release else None,
+        datasets=["imagenet-1k"] if release else None,
+        model_name=name if accuracy else None,
+        eval_results=_results(*accuracy) if accuracy else None,
     )
-    model_class = MODEL_CLASSES[source.kind].__name__
-    limits = [_NO_DECODER.format("It")] if source.kind == ENCODER else [_NORMALISED] if config.norm_pix_loss else []
-    if source.release is None:
-        limits.append("What it was trained on, and how well, the file does not tell.")
+    has_decoder = any(key.startswith("decoder") for key in weights)
     return ModelCard.from_template(
         data,
         template_path=str(CARDS / "template.md"),
-        title=Path(source.name).stem,
+        title=name,
         summary=f"Masked autoencoder (He et al. 2021, arXiv:2111.06377): {DESCRIPTIONS[source.kind]}.",
-        code=f'from mae_hf import {model_class}\n\nmodel = {model_class}.from_pretrained("FOLDER")',
-        table=_folder_table(config, source.kind, parameters),
-        source=source,
+        code=_code(layout, source.kind),
+        table=_folder_table(config, has_decoder, weights),
+        provenance=provenance,
+        accuracy=accuracy,
         config=config,
         kind=DESCRIPTIONS[source.kind],
-        limits=[*limits, _NO_CLASSES],
-        licence=f"Licence of the weights: {licence}. The package `mae_hf` itself is under Apache-2.0.",
+        predicts=has_decoder,
+        limits=_limits(layout, config, provenance, has_decoder),
+        licence=f"Licence of the weights: {provenance.license}. The package `mae_hf` itself is under Apache-2.0.",
     )
 
 
-def _folder_table(config: MAEConfig, kind: str, parameters: int) -> str:
+def _results(top1: float, top5: float) -> list[EvalResult]:
+    return [
+        EvalResult("image-classification", "imagenet-1k", "ImageNet-1k", "accuracy", value, metric_name=name)
+        for name, value in (("Top-1 accuracy, %", top1), ("Top-5 accuracy, %", top5))
+    ]
+
+
+def _code(layout: str, kind: str) -> str:
+    if layout == TIMM:
+        return 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)'
+    library, name = "transformers" if layout == VIT_MAE else "mae_hf", class_name(layout, kind)
+    return f'from {library} import {name}\n\nmodel = {name}.from_pretrained("FOLDER")'
+
+
+def _limits(layout: str, config: MAEConfig, provenance: Provenance, has_decoder: bool) -> list[str]:
+    kind = provenance.source.kind
+    if kind in CLASSIFIERS:
+        limits = ["It does not reconstruct: it has a head in place of a decoder."]
+        if config.num_labels == NUM_IMAGENET_CLASSES and not provenance.release:
+            limits.append(
+                "Its classes bear the names of ImageNet-1k if the source had none, as there are 1000 of them."
+            )
+    else:
+        limits = [_NORMALISED] if config.norm_pix_loss and has_decoder else []
+        limits = [*([] if has_decoder else [_NO_DECODER.format("It")]), *limits, _NO_CLASSES]
+    if provenance.release is None:
+        limits.append("What it was trained on, and how well, the source does not tell.")
+    if layout == TIMM:
+        limits.append("That timm loads it has not been tried; keys, shapes and config are those of its `.mae` models.")
+    return limits
+
+
+def _folder_table(config: MAEConfig, has_decoder: bool, weights: Mapping[str, Tensor]) -> str:
+    decoder = f"{config.decoder_hidden_size}, {config.decoder_num_hidden_layers}, {config.decoder_num_attention_heads}"
     rows = {
         "image size": config.image_size,
         "patch": config.patch_size,
         "channels": config.num_channels,
         "width, depth, heads": f"{config.hidden_size}, {config.num_hidden_layers}, {config.num_attention_heads}",
-        "decoder width, depth, heads": "none"
-        if kind == ENCODER
-        else f"{config.decoder_hidden_size}, {config.decoder_num_hidden_layers}, {config.decoder_num_attention_heads}",
-        "parameters": f"{parameters:,}",
+        "decoder width, depth, heads": decoder if has_decoder else "none",
+        "parameters": f"{count_parameters(weights):,}",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 

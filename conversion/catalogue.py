@@ -21,6 +21,8 @@ class Release:
         norm_pix_loss: Whether the weights were trained on normalised pixels.
         md5_prefix: First six digits of the md5, where published.
         num_bytes: Size of the file, where published.
+        accuracy: Top-1 and top-5 on the validation images of ImageNet-1k in percent, where the file itself was
+            evaluated (FINETUNE.md).
     """
 
     name: str
@@ -29,6 +31,12 @@ class Release:
     norm_pix_loss: bool
     md5_prefix: str | None = None
     num_bytes: int | None = None
+    accuracy: tuple[float, float] | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the official server keeps it."""
+        return self.name.split("_")[1].replace("finetuned", "finetune")
 
 
 RELEASES = (
@@ -42,9 +50,9 @@ RELEASES = (
     Release("mae_visualize_vit_large", "pretraining", "large", False, num_bytes=1_318_315_181),
     Release("mae_visualize_vit_huge", "pretraining", "huge", False),
     Release("mae_visualize_vit_large_ganloss", "pretraining", "large", False),
-    Release("mae_finetuned_vit_base", "finetuned", "base", True, "1b25e9"),
-    Release("mae_finetuned_vit_large", "finetuned", "large", True, "51f550"),
-    Release("mae_finetuned_vit_huge", "finetuned", "huge", True, "2541f2"),
+    Release("mae_finetuned_vit_base", "finetuned", "base", True, "1b25e9", accuracy=(83.664, 96.530)),
+    Release("mae_finetuned_vit_large", "finetuned", "large", True, "51f550", accuracy=(85.952, 97.570)),
+    Release("mae_finetuned_vit_huge", "finetuned", "huge", True, "2541f2", accuracy=(86.928, 98.088)),
 )
 
 
@@ -62,6 +70,8 @@ def recognise(path: Path, md5: str, kind: str, preset: str | None) -> Release | 
 
     By md5, which proves it; else by file name, if the kind, the preset and (where published) the number of bytes agree.
     """
+    if not path.is_file():  # a folder was made from something, or trained
+        return None
     for release in RELEASES:
         if is_proven(release, md5):
             return release

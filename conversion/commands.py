@@ -2,26 +2,33 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
-from .convert import UNKNOWN_TARGET, convert, verify
+from .convert import UNKNOWN_TARGET, Converted, convert, verify
 from .inspection import inspect
-from .official import MODEL_CLASSES, Hints
+from .layouts import LAYOUTS, MAE_HF, OFFICIAL, TIMM, VIT_MAE
+from .sizes import Hints
 
 Command = Callable[[argparse.Namespace], int]
+_SOURCE = ".pth file, folder (mae_hf, ViTMAE, timm), name of a released file, such as mae_visualize_vit_base, or Hub id"
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `convert`, `inspect` and `verify`."""
-    parser = subparsers.add_parser("convert", help="official .pth to a folder for from_pretrained")
-    parser.add_argument("source", metavar="SRC", help=".pth file: encoder, pretraining model or training checkpoint")
-    parser.add_argument("destination", metavar="DST", help="folder to write; appears whole or not at all")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that a conversion has written")
+    parser = subparsers.add_parser("convert", help="weights from any layout to any other")
+    parser.add_argument("source", metavar="SRC", help=_SOURCE)
+    parser.add_argument(
+        "destination", metavar="DST", help="folder to write, or file for --to official; appears whole or not at all"
+    )
+    parser.add_argument("--to", choices=LAYOUTS, default=MAE_HF, help="layout of DST (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what a conversion has written")
     parser.add_argument(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
@@ -30,17 +37,19 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     _add_hints(parser)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="cast the weights")
     parser.add_argument("--max-shard-size", default="5GB", help="largest safetensors file (default: %(default)s)")
-    parser.add_argument("--license", metavar="ID", help="licence of the weights, for the card (default: other)")
+    parser.add_argument("--license", metavar="ID", help="licence of the weights, for the card")
+    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="upload DST to the Hub as well")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.set_defaults(command=_convert)
 
-    parser = subparsers.add_parser("inspect", help="say what a .pth file is")
-    parser.add_argument("source", metavar="SRC")
+    parser = subparsers.add_parser("inspect", help="say what weights are")
+    parser.add_argument("source", metavar="SRC", help=_SOURCE)
     _add_hints(parser)
     parser.set_defaults(command=_inspect)
 
-    parser = subparsers.add_parser("verify", help="compare a .pth with the folder made of it, bit for bit")
-    parser.add_argument("source", metavar="SRC")
-    parser.add_argument("destination", metavar="DST")
+    parser = subparsers.add_parser("verify", help="compare weights with what was made of them, bit for bit")
+    parser.add_argument("source", metavar="SRC", help=_SOURCE)
+    parser.add_argument("destination", metavar="DST", help="likewise")
     parser.set_defaults(command=_verify)
 
 
@@ -59,9 +68,14 @@ def _hints(options: argparse.Namespace) -> Hints:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    if options.private and not options.push_to_hub:
+        raise ValueError("--private is for a repository: give --push-to-hub REPO_ID as well")
+    if options.push_to_hub and options.to == OFFICIAL:
+        raise ValueError("--push-to-hub uploads a folder, and --to official writes a file: choose another layout")
     done = convert(
         options.source,
         options.destination,
+        to=options.to,
         overwrite=options.overwrite,
         norm_pix_loss=options.norm_pix_loss,
         hints=_hints(options),
@@ -69,14 +83,43 @@ def _convert(options: argparse.Namespace) -> int:
         max_shard_size=options.max_shard_size,
         license=options.license,
     )
-    model_class = MODEL_CLASSES[done.kind].__name__
     cast = f", cast to {options.dtype}" if options.dtype else ""
     print(f"{options.destination}: {done.num_tensors} tensors{cast}, read back and compared bit for bit")
+    if done.layout == OFFICIAL and not done.checksummed:
+        print("the file carries no checksums, so that damage in it would not be noticed")
     print(f"norm_pix_loss is {done.config.norm_pix_loss}, from {done.norm_pix_loss_from}")
     if done.norm_pix_loss_from == UNKNOWN_TARGET:
         print("pass --norm-pix-loss (and --overwrite) if the model was trained to predict normalised pixels")
-    print(f'load it with {model_class}.from_pretrained("{options.destination}")')
+    print(_how_to_load(options.to, done, options.destination))
+    if options.push_to_hub:
+        print(_push(options.destination, options.push_to_hub, options.private))
     return 0
+
+
+def _how_to_load(layout: str, done: Converted, destination: str) -> str:
+    if layout == OFFICIAL:
+        return f'load it with torch.load("{destination}", weights_only=True)["model"]'
+    if layout == TIMM:
+        return f'load it with timm.create_model("local-dir:{destination}", pretrained=True), which is not tested here'
+    library = "transformers" if layout == VIT_MAE else "mae_hf"
+    return f'load it with {done.class_name}.from_pretrained("{destination}") of {library}'
+
+
+def _push(folder: str, repo_id: str, private: bool) -> str:
+    """Upload a folder and return where it is."""
+    client = huggingface_hub.HfApi()
+    try:
+        client.create_repo(repo_id, private=private, exist_ok=True)
+        uploaded = client.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Add converted weights",
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],  # older ones could be loaded in their place
+        )
+        return str(uploaded)
+    except Exception as error:  # the client raises errors of several libraries
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{folder} is complete, but was not uploaded to {repo_id}: {reason}") from error
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -103,7 +146,10 @@ def run(options: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        status: int = options.command(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            status: int = options.command(options)
     except (ValueError, OSError, HfHubHTTPError) as error:
         text = str(error).strip() or type(error).__name__
         print(f"mae-hf: {text.splitlines()[0]}", file=sys.stderr)
@@ -112,6 +158,10 @@ def run(options: argparse.Namespace) -> int:
         print("mae-hf: interrupted", file=sys.stderr)
         return 1
     return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"mae-hf: warning: {message}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,34 +1,23 @@
-"""Official checkpoint to folder, and proof that nothing was changed."""
+"""From any layout to any other, through the native one, and proof that nothing was changed."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from torch import Tensor
 
-from mae_hf.checkpoint import CheckpointError, read_checkpoint
+from mae_hf.checkpoint import CheckpointError
 from mae_hf.configuration_mae import MAEConfig
-from mae_hf.image_processor import image_processor
 
-from .cards import Source, folder_card
-from .catalogue import Release, md5_of, recognise
-from .folder import check_destination, differences, new_folder, own_storage, read_folder
-from .official import (
-    DESCRIPTIONS,
-    ENCODER,
-    MODEL_CLASSES,
-    NO_HINTS,
-    Hints,
-    check_complete,
-    infer_config,
-    kind_of,
-    preset_of,
-    to_native,
-)
+from .cards import Provenance, folder_card
+from .catalogue import LICENSE, Release, md5_of, recognise
+from .folder import check_destination, differences, own_storage, staged
+from .layouts import ENCODER, MAE_HF, OFFICIAL, PRETRAINING, TIMM, as_written, from_native, to_native
+from .sizes import NO_HINTS, Hints, check_complete, class_name, config_of, preset_of
+from .source import Source, read_source
+from .targets import check_target, folder_config, read_back, without_place, write
 
 UNKNOWN_TARGET = "the default, as neither the file nor an option tells"
 
@@ -38,22 +27,29 @@ class Converted:
     """What a conversion did.
 
     Attributes:
-        kind: "pretraining" or "encoder".
-        config: Of the folder.
+        layout: Of the source.
+        kind: "pretraining", "encoder", "finetuned", "finetuned_cls" or "linprobe".
+        config: Of the model.
+        class_name: Class that loads the folder.
         num_tensors: Tensors written, each read back and compared bit for bit.
         norm_pix_loss_from: Where `norm_pix_loss` comes from.
+        checksummed: Whether the source carries checksums, which were checked.
     """
 
+    layout: str
     kind: str
     config: MAEConfig
+    class_name: str
     num_tensors: int
     norm_pix_loss_from: str
+    checksummed: bool
 
 
 def convert(
     source: str | Path,
     destination: str | Path,
     *,
+    to: str = MAE_HF,
     overwrite: bool = False,
     norm_pix_loss: bool | None = None,
     hints: Hints = NO_HINTS,
@@ -61,103 +57,106 @@ def convert(
     max_shard_size: str = "5GB",
     license: str | None = None,
 ) -> Converted:
-    """Convert an official `.pth` into a folder for `from_pretrained`; the folder appears whole or not at all.
+    """Convert weights from any layout to any other; the destination appears whole or not at all.
 
     Args:
-        source: `.pth` file: encoder only, pretraining model, or training checkpoint.
-        destination: Folder to write.
-        overwrite: Replace a folder that a conversion has written.
-        norm_pix_loss: Whether the model predicts normalised pixels, if neither the training arguments in the file nor
-            the catalogue of released files tell.
-        hints: Heads and image size, where the shapes do not tell them.
+        source: `.pth` file, folder, name of a released file, or Hub id.
+        destination: Folder to write, or file for `to="official"`.
+        to: "mae_hf", "official", "vit_mae" or "timm".
+        overwrite: Replace what a conversion has written.
+        norm_pix_loss: Whether the model predicts normalised pixels, if neither the source nor the catalogue of released
+            files tells.
+        hints: Heads and image size, where the source does not tell them.
         dtype: Cast all weights; None keeps each as it is.
         max_shard_size: Largest size of one safetensors file.
-        license: Licence of the weights for the card, unless the file is a released one; "other" if None.
+        license: Licence of the weights for the card, unless the file is a released one; None for what the card of the
+            source says, or "other".
+
+    Warns:
+        UserWarning: If weights are not finite, or the target has no place for something.
 
     Raises:
-        CheckpointError: If the file is not what it should be, or the destination may not be written.
+        CheckpointError: If the source is not what it should be, or the destination may not be written.
     """
-    source, destination = Path(source), Path(destination)
-    check_destination(destination, overwrite)  # before minutes of reading
-    checkpoint = read_checkpoint(source)
+    destination = Path(destination)
+    check_destination(destination, overwrite, one_file=to == OFFICIAL)  # before minutes of reading
+    found = read_source(source)
     try:
-        kind = kind_of(checkpoint.state_dict)
-        if kind not in MODEL_CLASSES:
-            reason = "classifiers are not supported yet, only encoders and pretraining models"
-            raise CheckpointError(f"a {DESCRIPTIONS[kind]} ({kind}): {reason}")
-        config = infer_config(checkpoint.state_dict, kind, hints, **_training_fields(checkpoint.args))
-        check_complete(checkpoint.state_dict, kind, config)
-    except CheckpointError as error:
+        check_target(to, found.kind)
+        config = config_of(found, hints)
+        check_complete(found, config)
+        md5s = _md5s_of(found.files)
+        release = recognise(found.path, next(iter(md5s.values())), found.kind, preset_of(config.to_dict()))
+        config.norm_pix_loss, origin = _norm_pix_loss(found, config, norm_pix_loss, release)
+        license = LICENSE if release else license or found.license or "other"
+        native = to_native(found.layout, found.state_dict)
+        if to == TIMM:
+            native = {key: value for key, value in native.items() if not key.startswith("decoder.")}
+        weights = _cast(as_written(to, found.kind, from_native(to, native)), dtype)
+        config.dtype = _common_dtype(weights)
+        written_config = None if to == OFFICIAL else folder_config(to, found.kind, config, license)
+    except ValueError as error:
         raise CheckpointError(f"{source} is not converted: {error}") from error
-    md5 = md5_of(source)
-    release = recognise(source, md5, kind, preset_of(config.to_dict()))
-    config.norm_pix_loss, origin = _norm_pix_loss(kind, norm_pix_loss, checkpoint.args, release)
-    native = own_storage({key: _cast(value, dtype) for key, value in to_native(checkpoint.state_dict, kind).items()})
-    config.architectures = [MODEL_CLASSES[kind].__name__]
-    config.dtype = _common_dtype(native)
-    card = folder_card(
-        config,
-        Source(source.name, md5, kind, release, license, origin, checkpoint.checksummed, dtype),
-        sum(value.numel() for value in native.values()),
-    )
-    with new_folder(destination, overwrite) as folder:
-        config.save_pretrained(folder)
-        if config.num_channels == 3:
-            image_processor(config).save_pretrained(folder)
-        try:
-            save_torch_state_dict(dict(native), folder, max_shard_size=max_shard_size)
-        except SafetensorError as error:  # a full disk, for example
-            raise CheckpointError(f"{destination} cannot be written: {error}") from error
-        for file in folder.glob("*.safetensors"):  # written readable for their owner alone
-            file.chmod((folder / "config.json").stat().st_mode)
-        card.save(folder / "README.md")
-        if lines := differences(native, read_folder(folder)):
+    for line in [*_not_finite(weights), *without_place(to, found.kind, config)]:
+        warnings.warn(line, stacklevel=2)
+    weights = own_storage(weights)
+    with staged(destination, overwrite, one_file=to == OFFICIAL) as place:
+        write(to, place, weights, written_config, config, max_shard_size)
+        if to != OFFICIAL:
+            provenance = Provenance(found, md5s, release, license, origin, dtype)
+            folder_card(to, config, provenance, weights).save(place / "README.md")
+        if lines := differences(weights, read_back(to, place)):
             raise CheckpointError(f"reading back what was written failed: {lines[0]}")
-    return Converted(kind, config, len(native), origin)
+    name = class_name(to, found.kind)
+    return Converted(found.layout, found.kind, config, name, len(weights), origin, found.checksummed)
 
 
-def verify(source: str | Path, folder: str | Path) -> list[str]:
-    """Compare a `.pth` with the folder made of it, every tensor bit for bit, both ways.
+def verify(source: str | Path, destination: str | Path) -> list[str]:
+    """Compare weights with what was made of them, in whatever layouts, every tensor bit for bit, both ways.
 
     Returns:
-        One line for each tensor that is missing, extra or different; empty if all are equal.
+        One line for each tensor that is missing, extra or different, under its native name; empty if all are equal.
 
     Raises:
         CheckpointError: If one of the two cannot be read.
     """
-    state_dict = read_checkpoint(source).state_dict
-    try:
-        kind = kind_of(state_dict)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source} cannot be compared: {error}") from error
-    return differences(to_native(state_dict, kind), read_folder(Path(folder)))
+    wanted, found = (to_native(read.layout, read.state_dict) for read in map(read_source, (source, destination)))
+    return differences(wanted, found)
 
 
-def _training_fields(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the config that training arguments tell."""
-    ratio = args.get("mask_ratio")
-    return {"mask_ratio": ratio} if isinstance(ratio, float) else {}
+def _md5s_of(files: tuple[Path, ...]) -> dict[str, str]:
+    return {file.name: md5_of(file) for file in files}
 
 
-def _norm_pix_loss(
-    kind: str, option: bool | None, args: Mapping[str, Any], release: Release | None
-) -> tuple[bool, str]:
+def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, release: Release | None) -> tuple[bool, str]:
     """The value, and where it comes from."""
-    told = args.get("norm_pix_loss")
-    origin = "the training arguments in the file"
+    told, origin = source.args.get("norm_pix_loss"), "the training arguments in the file"
+    if "norm_pix_loss" in source.fields:
+        told, origin = config.norm_pix_loss, "the config of the folder"
     if told not in (False, True) and release is not None:
         told, origin = release.norm_pix_loss, "the catalogue of released files"
     if told not in (False, True):
         if option is not None:
             return option, "the option"
-        return False, "the default, which an encoder has no use for" if kind == ENCODER else UNKNOWN_TARGET
+        if source.kind == PRETRAINING:
+            return False, UNKNOWN_TARGET
+        return False, f"the default, which {'an encoder' if source.kind == ENCODER else 'a classifier'} has no use for"
     if option is not None and option != told:
         raise CheckpointError(f"{origin} say that norm_pix_loss is {told}: leave out the option that says otherwise")
     return bool(told), origin
 
 
-def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    if dtype is None:
+        return dict(tensors)
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    keys = [key for key, value in tensors.items() if not all(map(torch.isfinite, torch.aminmax(value)))]
+    if not keys:
+        return []
+    return [f"weights are NaN or infinite ({len(keys)}): {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"]
 
 
 def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:

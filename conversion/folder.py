@@ -7,16 +7,15 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from mae_hf.checkpoint import CheckpointError
-from mae_hf.configuration_mae import MAEConfig
+from mae_hf.checkpoint import CheckpointError, read_checkpoint
+
+from .layouts import MAE_HF, OFFICIAL, layout_of_config, layout_of_keys
 
 _WRITTEN = re.compile(
     r"config\.json|preprocessor_config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
@@ -26,27 +25,35 @@ _MACHINE = re.sub(r"\W", "_", platform.node())
 
 
 @contextmanager
-def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder beside the destination to write to, and put it in its place if the block ends well.
+def staged(destination: Path, overwrite: bool = False, one_file: bool = False) -> Iterator[Path]:
+    """Give a place beside the destination to write to, and put it into the destination's if the block ends well.
 
     What a killed run left behind is cleared or, if it was about to replace a folder, put back.
 
     Args:
-        destination: The folder that is to appear.
-        overwrite: Replace a folder that a conversion has written.
+        destination: The folder or file that is to appear.
+        overwrite: Replace what a conversion has written.
+        one_file: The place is the path of a file to write, not a folder.
 
     Raises:
-        CheckpointError: If the destination is there and may not be replaced, or its place is no folder.
+        CheckpointError: If the destination is there and may not be replaced, or its place cannot be written to.
     """
-    destination = check_destination(destination, overwrite)
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination = check_destination(destination, overwrite, one_file)
     # a name of its own for each run, with machine and process, so that a later run can tell whether it is at work
     beside = f".{destination.name}.{{}}-{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
     staging, former = (destination.with_name(beside.format(what)) for what in ("partial", "former"))
-    staging.mkdir()
+    new_parents = [parent for parent in destination.parents if not parent.exists()]
     try:
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            staging.touch() if one_file else staging.mkdir()
+        except OSError as error:
+            raise CheckpointError(f"{destination} cannot be made: {error}") from error
         yield staging
-        check_destination(destination, overwrite)  # another run may have been faster
+        check_destination(destination, overwrite, one_file)  # another run may have been faster
+        if one_file:
+            staging.replace(destination)  # in one step
+            return
         if overwrite and destination.exists():
             destination.rename(former)
         staging.rename(destination)  # fails if another folder has come there
@@ -55,9 +62,25 @@ def new_folder(destination: Path, overwrite: bool = False) -> Iterator[Path]:
             former.rename(destination)
         raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         if destination.exists():
-            shutil.rmtree(former, ignore_errors=True)
+            _remove(former)
+        else:
+            _remove_if_empty(new_parents)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _clear_up(destination: Path) -> None:
@@ -70,7 +93,7 @@ def _clear_up(destination: Path) -> None:
         if found[1] == "former" and not destination.exists():
             path.rename(destination)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
 
 def _is_running(process: int) -> bool:
@@ -83,18 +106,36 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def check_destination(destination: Path, overwrite: bool = False) -> Path:
+def check_destination(destination: Path, overwrite: bool = False, one_file: bool = False) -> Path:
     """Resolve links, clear what killed runs have left there, and raise `CheckpointError` if it may not be written."""
     try:
         destination = destination.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
+        _clear_up(destination)
+        for parent in destination.parents:
+            if parent.exists() and not parent.is_dir():
+                raise CheckpointError(f"{destination} cannot be made: {parent} is a file")
+        if destination.exists():
+            (_check_old_file if one_file else _check_old_folder)(destination, overwrite)
+    except (OSError, RuntimeError) as error:  # no permission, a loop of links
         raise CheckpointError(f"{destination} cannot be made: {error}") from error
-    _clear_up(destination)
-    for parent in destination.parents:
-        if parent.exists() and not parent.is_dir():
-            raise CheckpointError(f"{destination} cannot be made: {parent} is a file")
-    if not destination.exists():
-        return destination
+    return destination
+
+
+def _check_old_file(destination: Path, overwrite: bool) -> None:
+    if destination.is_dir():
+        raise CheckpointError(f"{destination} is a folder, and the result is a file: name a file, such as model.pth")
+    if not overwrite:
+        raise CheckpointError(f"{destination} is there already: choose another destination, or pass --overwrite")
+    try:
+        found = read_checkpoint(destination)
+        is_ours = not found.others and layout_of_keys(found.state_dict) == OFFICIAL
+    except CheckpointError:
+        is_ours = False
+    if not is_ours:
+        raise CheckpointError(f"{destination} is no converted file: nothing is replaced, choose another destination")
+
+
+def _check_old_folder(destination: Path, overwrite: bool) -> None:
     if not destination.is_dir():
         raise CheckpointError(f"{destination} is a file, and the result is a folder: choose another destination")
     content = sorted(destination.iterdir())
@@ -109,15 +150,15 @@ def check_destination(destination: Path, overwrite: bool = False) -> Path:
         )
     if content and not _is_converted(destination):
         raise CheckpointError(f"{destination} is no converted folder: nothing is replaced, choose another destination")
-    return destination
 
 
 def _is_converted(folder: Path) -> bool:
+    """A folder of ours, or one of another layout with a card of ours."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        layout = layout_of_config(json.loads((folder / "config.json").read_text()))
+        return layout == MAE_HF or "mae_hf" in (folder / "README.md").read_text()
+    except (OSError, ValueError, AttributeError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == MAEConfig.model_type
 
 
 def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,25 +170,6 @@ def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         owned[key] = tensor if alone and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
     return owned
-
-
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors that `from_pretrained` reads from a folder, mapped into memory.
-
-    Raises:
-        CheckpointError: If there are none, or a file is missing or damaged.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not single.exists() and not index.exists():
-        raise CheckpointError(f"{folder} holds no model.safetensors: name a converted folder")
-    tensors: dict[str, Tensor] = {}
-    try:
-        names = ["model.safetensors"] if single.exists() else set(json.loads(index.read_text())["weight_map"].values())
-        for name in sorted(names):
-            tensors.update(load_file(folder / name))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is damaged: {error}") from error
-    return tensors
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -1,20 +1,20 @@
-"""A look into a file."""
+"""A look into a file or folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_hf.checkpoint import read_checkpoint
-
 from .catalogue import RELEASES, is_proven, md5_of, recognise
-from .official import DESCRIPTIONS, NO_HINTS, Hints, kind_of, preset_of, read_sizes
+from .layouts import DESCRIPTIONS, PRETRAINING
+from .sizes import NO_HINTS, Hints, count_parameters, preset_of, read_sizes
+from .source import read_source
 
 
 def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
-    """Say what a `.pth` file is: layout, kind, sizes, parameters, md5, and which released file.
+    """Say what weights are: layout, kind, sizes, parameters, md5, and which released file.
 
     Args:
-        source: `.pth` file.
+        source: `.pth` file, folder, name of a released file, or Hub id.
         hints: Heads and image size, where the shapes do not tell them.
 
     Returns:
@@ -23,36 +23,32 @@ def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
     Raises:
         CheckpointError: If it cannot be read or belongs to another model.
     """
-    source = Path(source)
-    checkpoint = read_checkpoint(source)
-    weights = checkpoint.state_dict
-    kind = kind_of(weights)
-    sizes = read_sizes(weights, kind, hints)
-    preset, md5 = preset_of(sizes), md5_of(source)
-    release = recognise(source, md5, kind, preset)
+    found = read_source(source)
+    weights, kind = found.state_dict, found.kind
+    sizes = read_sizes(found, hints)
+    preset, md5s = preset_of(sizes), {file.name: md5_of(file) for file in found.files}
+    md5 = next(iter(md5s.values()))
+    release = recognise(found.path, md5, kind, preset)
     if release is not None:
         released = f"{release.name} (its {'md5' if is_proven(release, md5) else 'name and shapes'})"
     else:
         alike = [other.name for other in RELEASES if (other.kind, other.preset) == (kind, preset)]
         released = f"not recognised; same shapes: {', '.join(alike) or 'none'}"
-    statistics = ("running_mean", "running_var", "num_batches_tracked")  # of a linear probe
-    parameters = sum(value.numel() for key, value in weights.items() if not key.endswith(statistics))
-    has_decoder = "decoder_hidden_size" in sizes
     return {
-        "layout": "official",
+        "layout": found.layout,
         "kind": f"{kind} ({DESCRIPTIONS[kind]})",
         "preset": preset or "none",
         "image size": str(sizes["image_size"]),
         "patch size": str(sizes["patch_size"]),
         "channels": str(sizes["num_channels"]),
         "width, depth, heads": _half(sizes, ""),
-        "decoder": _half(sizes, "decoder_") if has_decoder else "none",
+        "decoder": _half(sizes, "decoder_") if kind == PRETRAINING else "none",
         "tensors": str(len(weights)),
-        "parameters": f"{parameters:,}",
+        "parameters": f"{count_parameters(weights):,}",
         "dtypes": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})),
-        "training arguments": ", ".join(sorted(checkpoint.args)) or "none",
-        "checksums": "checked" if checkpoint.checksummed else "none (old serialisation)",
-        "md5": md5,
+        "training arguments": ", ".join(sorted(found.args)) or "none",
+        "checksums": "checked" if found.checksummed else "none in this format",
+        "md5": md5 if len(md5s) == 1 else ", ".join(f"{name} {value}" for name, value in md5s.items()),
         "released file": released,
     }
 

@@ -4,13 +4,20 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from benchmarks.parity import converted, measure_differences
-from benchmarks.recipe import recipe_tensor
-from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
+from benchmarks.recipe import recipe_input, recipe_tensor
+from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.configuration_mae import PRESETS
 
 TOLERANCES = {"latent": 2e-5, "encoder": 2e-5, "pred": 1e-5, "loss": 5e-6, "loss_norm_pix": 5e-6}
+CLASSIFIERS = {
+    "finetuned": {"pooling": "mean"},
+    "finetuned_cls": {"pooling": "cls"},
+    "linprobe": {"pooling": "cls", "linear_probe": True},
+}
 HEAVY = [pytest.param("large", marks=pytest.mark.heavy), pytest.param("huge", marks=pytest.mark.heavy)]
 
 
@@ -18,8 +25,10 @@ HEAVY = [pytest.param("large", marks=pytest.mark.heavy), pytest.param("huge", ma
 def test_parameter_counts(reference, preset):
     counts = json.loads((reference / "manifests" / "parameter_counts.json").read_text())[preset]
     with torch.device("meta"):
-        models = {"pretrain_full": MAEForPreTraining, "pretrain": MAEModel}
-        models = {kind: made(MAEConfig.from_preset(preset)) for kind, made in models.items()}
+        config = MAEConfig.from_preset(preset)
+        models = {"pretrain_full": MAEForPreTraining(config), "pretrain": MAEModel(config)}
+        for kind, fields in CLASSIFIERS.items():
+            models[kind] = MAEForImageClassification(MAEConfig.from_preset(preset, num_labels=1000, **fields))
     for kind, model in models.items():
         assert model.num_parameters() == counts[kind]["parameters"]
         assert model.num_parameters(only_trainable=True) == counts[kind]["trainable"]
@@ -43,4 +52,21 @@ def test_outputs(tmp_path, preset):
         assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         for name, difference in measure_differences(model, preset).items():
             assert difference <= TOLERANCES[name], f"{name} differs by {difference} with {attention}"
+        del model
+
+
+@pytest.mark.parametrize("preset", ["base", *HEAVY])
+def test_fine_tuned_classifiers(reference, tmp_path, preset):
+    golden = load_file(reference / "full" / f"{preset}.safetensors")
+    pixel_values, _ = recipe_input(golden["noise"].shape[1])
+    folder = converted(preset, tmp_path, "finetuned")
+    for attention in ("sdpa", "eager"):
+        model = MAEForImageClassification.from_pretrained(folder, attn_implementation=attention)
+        features = []
+        model.fc_norm.register_forward_hook(lambda module, args, out, features=features: features.append(out))
+        with torch.no_grad():
+            logits = model(pixel_values).logits
+        assert_close(features[0], golden["finetuned.features"], atol=1e-5, rtol=0)
+        assert_close(logits, golden["finetuned.logits"], atol=1e-5, rtol=0)
+        assert model.config.id2label[281] == "tabby, tabby cat"
         del model

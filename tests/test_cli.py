@@ -11,6 +11,7 @@ from mae_hf.cli import main
 from mae_hf.reconstruction import open_image
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_DECODER = ["encoder", "finetuned", "finetuned_cls", "linprobe"]
 HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 
 
@@ -32,9 +33,9 @@ def photograph(tmp_path):
     return str(tmp_path / "photo.jpg")
 
 
-@pytest.mark.parametrize("name", ["full", "training_checkpoint", "full_legacy", "full_fp16", "encoder"])
+@pytest.mark.parametrize("name", ["full", "training_checkpoint", "full_legacy", "full_fp16", *WITHOUT_DECODER])
 def test_convert_then_verify(tiny, tmp_path, capsys, name):
-    heads = HEADS[:2] if name == "encoder" else HEADS
+    heads = HEADS[:2] if name in WITHOUT_DECODER else HEADS
     assert main(["convert", str(tiny / f"{name}.pth"), str(tmp_path / "out"), *heads]) == 0
     assert "read back and compared bit for bit" in capsys.readouterr().out
     assert main(["verify", str(tiny / f"{name}.pth"), str(tmp_path / "out")]) == 0
@@ -81,14 +82,6 @@ def test_model_that_cannot_be_loaded_gives_one_line(folder, photograph, tmp_path
     (folder / "config.json").write_text("[]")
     assert main(arguments) == 1
     assert capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["finetuned", "finetuned_cls", "linprobe"])
-def test_classifiers_are_refused_in_one_line(tiny, tmp_path, capsys, name):
-    assert main(["convert", str(tiny / f"{name}.pth"), str(tmp_path / "out"), *HEADS]) == 1
-    error = capsys.readouterr().err
-    assert f"({name}): classifiers are not supported yet" in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
 
 
 def test_verify_fails_when_something_differs(tiny, folder, capsys):
@@ -149,6 +142,29 @@ def test_wrong_input_gives_one_line_and_status_1(folder, photograph, capsys, mon
     assert main([*arguments, *(part for pair in options.items() for part in pair)]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--private"], "give --push-to-hub"), (["--push-to-hub", "a/b", "--to", "official"], "writes a file")],
+)
+def test_options_of_the_upload_are_checked_first(tiny, tmp_path, capsys, options, message):
+    assert main(["convert", str(tiny / "full.pth"), str(tmp_path / "out"), *HEADS, *options]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_every_layout_from_the_command_line(tiny, tmp_path, capsys):
+    for layout, how in (("official", "torch.load("), ("vit_mae", "ViTMAEModel"), ("timm", "timm.create_model(")):
+        assert main(["convert", str(tiny / "encoder.pth"), str(tmp_path / layout), *HEADS[:2], "--to", layout]) == 0
+        assert how in capsys.readouterr().out
+        heads = HEADS[:2] if layout == "official" else []
+        assert main(["convert", str(tmp_path / layout), str(tmp_path / f"from_{layout}"), *heads]) == 0
+        assert main(["verify", str(tiny / "encoder.pth"), str(tmp_path / f"from_{layout}")]) == 0
+
+
+def test_warnings_are_lines_of_their_own(tiny, tmp_path, capsys):
+    assert main(["convert", str(tiny / "full.pth"), str(tmp_path / "out"), *HEADS, "--to", "timm"]) == 0
+    assert capsys.readouterr().err == "mae-hf: warning: the decoder is left out: timm's layout holds an encoder\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert"], ["reconstruct", "a.jpg"], ["convert", "a", "b", "--what"]])

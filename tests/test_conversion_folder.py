@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.conversion.folder import _MACHINE, differences, new_folder, own_storage, read_folder
+from mae_hf.conversion.folder import _MACHINE, differences, own_storage, staged
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD, NEW = '{"model_type": "mae", "old": 1}', '{"model_type": "mae", "new": 1}'
@@ -21,16 +20,16 @@ def write(folder, text=NEW):
 
 
 def test_folder_appears_whole(tmp_path):
-    with new_folder(tmp_path / "deep" / "out") as folder:
+    with staged(tmp_path / "deep" / "out") as folder:
         write(folder)
         assert not (tmp_path / "deep" / "out").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
 def test_failure_leaves_everything_as_it_was(tmp_path):
-    with new_folder(tmp_path / "out") as folder:
+    with staged(tmp_path / "out") as folder:
         write(folder, OLD)
-    with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "out", overwrite=True) as folder:
+    with pytest.raises(RuntimeError, match="stop"), staged(tmp_path / "out", overwrite=True) as folder:
         write(folder, NEW)
         raise RuntimeError("stop")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -39,15 +38,15 @@ def test_failure_leaves_everything_as_it_was(tmp_path):
 
 def test_overwrite_replaces_only_what_a_conversion_writes(tmp_path):
     destination = tmp_path / "out"
-    with new_folder(destination) as folder:
+    with staged(destination) as folder:
         write(folder, OLD)
-    with pytest.raises(CheckpointError, match="is there already: .* --overwrite"), new_folder(destination):
+    with pytest.raises(CheckpointError, match="is there already: .* --overwrite"), staged(destination):
         pass
-    with new_folder(destination, overwrite=True) as folder:
+    with staged(destination, overwrite=True) as folder:
         write(folder, NEW)
     assert (destination / "config.json").read_text() == NEW
     (destination / "thesis.tex").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"holds thesis.tex, which no"), new_folder(destination, overwrite=True):
+    with pytest.raises(CheckpointError, match=r"holds thesis.tex, which no"), staged(destination, overwrite=True):
         pass
     assert (destination / "thesis.tex").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -55,12 +54,12 @@ def test_overwrite_replaces_only_what_a_conversion_writes(tmp_path):
 
 def test_empty_folder_may_be_filled_and_a_file_is_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty") as folder:
+    with staged(tmp_path / "empty") as folder:
         write(folder)
     assert (tmp_path / "empty" / "config.json").exists()
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/below"):
-        with pytest.raises(CheckpointError, match="is a file"), new_folder(tmp_path / place, overwrite=True):
+        with pytest.raises(CheckpointError, match="is a file"), staged(tmp_path / place, overwrite=True):
             pass
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -69,10 +68,10 @@ def test_overwrite_leaves_alone_what_is_no_converted_folder(tmp_path):
     for name, content in (("notes", "README.md"), ("other", "config.json")):
         (tmp_path / name).mkdir()
         (tmp_path / name / content).write_text('{"model_type": "vit"}')
-        with pytest.raises(CheckpointError, match="no converted folder"), new_folder(tmp_path / name, overwrite=True):
+        with pytest.raises(CheckpointError, match="no converted folder"), staged(tmp_path / name, overwrite=True):
             pass
     (tmp_path / "deep" / "config.json").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"holds config.json"), new_folder(tmp_path / "deep", overwrite=True):
+    with pytest.raises(CheckpointError, match=r"holds config.json"), staged(tmp_path / "deep", overwrite=True):
         pass
 
 
@@ -81,10 +80,10 @@ def test_what_a_killed_run_left_is_cleared_or_put_back(tmp_path):
     former = tmp_path / f".out.former-{_MACHINE}-{DEAD}-00000000"
     former.mkdir()
     write(former, OLD)
-    with pytest.raises(CheckpointError, match="is there already"), new_folder(tmp_path / "out"):
+    with pytest.raises(CheckpointError, match="is there already"), staged(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "config.json").read_text() == OLD
-    with new_folder(tmp_path / "out", overwrite=True) as folder:
+    with staged(tmp_path / "out", overwrite=True) as folder:
         write(folder, NEW)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -93,9 +92,9 @@ def test_two_runs_at_once_do_not_mix_and_folders_of_others_stay(tmp_path):
     others = [".out.partial", f".out.partial-elsewhere-{DEAD}-00000000"]
     for name in others:
         (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match="is there already"), new_folder(tmp_path / "out") as first:
+    with pytest.raises(CheckpointError, match="is there already"), staged(tmp_path / "out") as first:
         write(first, OLD)
-        with new_folder(tmp_path / "out") as second:
+        with staged(tmp_path / "out") as second:
             assert list(second.iterdir()) == []
             write(second, NEW)
     assert (tmp_path / "out" / "config.json").read_text() == NEW
@@ -103,7 +102,7 @@ def test_two_runs_at_once_do_not_mix_and_folders_of_others_stay(tmp_path):
 
 
 def test_old_folder_survives_whatever_interrupts_the_swap(tmp_path, monkeypatch):
-    with new_folder(tmp_path / "out") as folder:
+    with staged(tmp_path / "out") as folder:
         write(folder, OLD)
     rename, calls = Path.rename, []
 
@@ -114,15 +113,63 @@ def test_old_folder_survives_whatever_interrupts_the_swap(tmp_path, monkeypatch)
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", overwrite=True) as folder:
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out", overwrite=True) as folder:
         write(folder, NEW)
     (kept,) = tmp_path.iterdir()
     assert (kept / "config.json").read_text() == OLD
 
 
+def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, tmp_path):
+    path = tmp_path / "deep" / "model.pth"
+    with staged(path, one_file=True) as place:
+        torch.save({"model": tiny_weights}, place)
+        assert not path.exists()
+    assert [file.name for file in path.parent.iterdir()] == ["model.pth"]
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="is there already"), staged(path, one_file=True):
+        pass
+    with pytest.raises(RuntimeError), staged(path, overwrite=True, one_file=True) as place:
+        place.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == before
+    with staged(path, overwrite=True, one_file=True) as place:
+        place.write_bytes(b"new")
+    assert path.read_bytes() == b"new" and len(list(path.parent.iterdir())) == 1
+    for content in ({"model": tiny_weights, "optimizer": {}}, {"model": {"fc.weight": torch.zeros(1)}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match="no converted file"), staged(path, overwrite=True, one_file=True):
+            pass
+    with pytest.raises(CheckpointError, match="is a folder, and the result is a file"), staged(tmp_path, True, True):
+        pass
+
+
+def test_folder_of_another_layout_is_replaced_only_if_a_conversion_wrote_its_card(tmp_path):
+    for name, content in (("config.json", '{"model_type": "vit_mae"}'), ("README.md", "my own model")):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match="no converted folder"), staged(tmp_path, overwrite=True):
+        pass
+
+
+def test_failure_removes_the_parents_it_made(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError), staged(tmp_path / "mine" / "new" / "newer" / "out"):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_place_that_the_system_refuses_even_to_root_gives_one_line(one_file):
+    with (
+        pytest.raises(CheckpointError, match="/proc/out cannot be made") as caught,
+        staged(Path("/proc/out"), one_file),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
 def test_loop_of_links_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(CheckpointError, match="cannot be made"), new_folder(tmp_path / "loop" / "out"):
+    with pytest.raises(CheckpointError, match="cannot be made"), staged(tmp_path / "loop" / "out"):
         pass
 
 
@@ -153,28 +200,6 @@ def test_difference_is_one_of_bits():
     assert differences({"a": torch.zeros(1)}, {"a": -torch.zeros(1)}) == ["a has other values"]
     assert differences({"a": torch.tensor(1.0)}, {"a": torch.tensor(1.0)}) == []
     assert differences({"a": torch.zeros(1)}, {"a": torch.zeros(2)}) == ["a has the shape (2,), not (1,)"]
-
-
-def test_folder_without_or_with_damaged_weights_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
-        read_folder(tmp_path)
-    save_file({"a": torch.zeros(100)}, tmp_path / "model.safetensors")
-    content = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(content[:-10])
-    with pytest.raises(CheckpointError, match="is damaged"):
-        read_folder(tmp_path)
-
-
-def test_only_what_from_pretrained_reads_is_read(tmp_path):
-    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    save_file({"a": torch.ones(1)}, tmp_path / "model_old.safetensors")
-    assert read_folder(tmp_path)["a"] == 0
-    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
-        read_folder(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
-    with pytest.raises(CheckpointError, match="is damaged: .*model-00002-of-00002"):
-        read_folder(tmp_path)
 
 
 def test_tensors_that_share_or_waste_storage_get_their_own():

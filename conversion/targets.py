@@ -1,0 +1,139 @@
+"""Writing each layout: the files of a folder, or the one file that the official code reads."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_folder
+from mae_hf.configuration_mae import PRESETS, MAEConfig
+from mae_hf.image_processor import image_processor
+from mae_hf.patch_embed import to_pair
+from mae_hf.vit_mae import config_to_vit_mae
+
+from .layouts import CLASSIFIERS, DESCRIPTIONS, LAYOUTS, OFFICIAL, PRETRAINING, TIMM, VIT_MAE
+from .sizes import class_name, preset_of
+
+_NOT_TOLD = {  # what a layout does not hold, and what is taken when it is read
+    OFFICIAL: {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "norm_pix_loss": False},
+    TIMM: {"layer_norm_eps": 1e-6, "hidden_act": "gelu"},
+}
+
+
+def check_target(layout: str, kind: str) -> None:
+    """Raise `CheckpointError` if a layout has no place for a kind of weights."""
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"unknown layout {layout!r}: known are {', '.join(LAYOUTS)}")
+    if kind in CLASSIFIERS and layout in (VIT_MAE, TIMM):
+        model = "ViTMAE has no classifier" if layout == VIT_MAE else "timm's .mae layout holds an encoder without head"
+        raise CheckpointError(f"a {DESCRIPTIONS[kind]} does not go into the {layout} layout: {model}")
+
+
+def without_place(layout: str, kind: str, config: MAEConfig) -> list[str]:
+    """What of these weights and their config a layout has no place for, one line each."""
+    lines = []
+    if layout == TIMM and kind == PRETRAINING:
+        lines.append("the decoder is left out: timm's layout holds an encoder")
+    for name, taken in _NOT_TOLD.get(layout, {}).items():
+        if (value := getattr(config, name)) != taken:
+            lines.append(f"the {layout} layout has no place for {name}={value}: it is read with {taken}")
+    return lines
+
+
+def folder_config(layout: str, kind: str, config: MAEConfig, license: str) -> Any:
+    """What stands in the `config.json` of a folder of a layout.
+
+    Raises:
+        ValueError: If the layout cannot have such a model.
+    """
+    if layout == TIMM:
+        return _timm_config(config, license)
+    made = config_to_vit_mae(config) if layout == VIT_MAE else config
+    made.architectures = [class_name(layout, kind)]
+    return made
+
+
+def write(
+    layout: str, place: Path, weights: Mapping[str, Tensor], config: Any, processor: MAEConfig, max_shard_size: str
+) -> None:
+    """Write weights, config and image processor.
+
+    Args:
+        layout: One of the four.
+        place: Empty folder, or for "official" the path of the file.
+        weights: Under the names of the layout, in the order to write.
+        config: See `folder_config`.
+        processor: Configuration of the model that the image processor is for; it is written for three channels.
+        max_shard_size: Largest size of one safetensors file.
+
+    Raises:
+        CheckpointError: If they cannot be written; the disk may be full.
+    """
+    try:
+        if layout == OFFICIAL:
+            torch.save({"model": OrderedDict(weights)}, place)
+            return
+        if layout == TIMM:
+            (place / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        else:
+            config.save_pretrained(place)
+            if processor.num_channels == 3:
+                image_processor(processor).save_pretrained(place)
+        save_torch_state_dict(dict(weights), place, max_shard_size=max_shard_size)
+        for file in place.glob("*.safetensors"):  # written readable for their owner alone
+            file.chmod((place / "config.json").stat().st_mode)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{place.parent} cannot be written to: {error}") from error
+
+
+def read_back(layout: str, place: Path) -> dict[str, Tensor]:
+    """Read what was written."""
+    return (read_checkpoint(place) if layout == OFFICIAL else read_folder(place)).state_dict
+
+
+def _timm_config(config: MAEConfig, license: str) -> dict[str, Any]:
+    """As timm 1.0.31 writes it for its `.mae` models; other sizes are arguments of the architecture next to them."""
+    preset = preset_of(config.to_dict()) or "base"
+    sizes, size = PRESETS[preset], list(to_pair(config.image_size))
+    arguments = {"in_chans": config.num_channels, "num_classes": 0, "global_pool": "token", "img_size": size}
+    if preset_of(config.to_dict()) is None:
+        arguments |= {
+            "patch_size": config.patch_size,
+            "embed_dim": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "mlp_ratio": config.intermediate_size / config.hidden_size,
+        }
+    if not config.qkv_bias:
+        arguments["qkv_bias"] = False
+    colours = config.num_channels == 3
+    return {
+        "architecture": f"vit_{preset}_patch{sizes['patch_size']}_224",
+        "num_classes": 0,
+        "num_features": config.hidden_size,
+        "global_pool": "token",
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "tag": "mae",
+            "custom_load": False,
+            "input_size": [config.num_channels, *size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.9,
+            "crop_mode": "center",
+            "mean": list(IMAGENET_DEFAULT_MEAN) if colours else [0.5] * config.num_channels,
+            "std": list(IMAGENET_DEFAULT_STD) if colours else [0.5] * config.num_channels,
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": license,
+        },
+    }

@@ -1,0 +1,132 @@
+"""Every official kind, from the official layout to every other and back, bit for bit."""
+
+import json
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.recipe import read_manifest, recipe_tensor
+from mae_hf import MAEConfig
+from mae_hf.checkpoint import CheckpointError
+from mae_hf.conversion import convert, verify
+from mae_hf.conversion.folder import differences
+from mae_hf.conversion.sizes import Hints
+
+KINDS = ["pretrain", "pretrain_full", "finetuned", "finetuned_cls", "linprobe"]
+TINY = {"pretrain": "encoder", "pretrain_full": "full"}  # names of the tiny files where they differ
+HEADS = Hints(4, 4)
+
+
+def load(path):
+    return torch.load(path, weights_only=True, mmap=True)["model"]
+
+
+def assert_same_file(found, wanted):
+    """Keys, order, dtypes and bits."""
+    found, wanted = load(found), load(wanted)
+    assert type(found) is OrderedDict and list(found) == list(wanted)
+    assert differences(wanted, found) == []
+
+
+def go_round(source, kind, folder, hints=HEADS):
+    """From a `.pth` to every layout that has a place for its kind, and back."""
+    convert(source, folder / "native", hints=hints)
+    convert(folder / "native", folder / "back.pth", to="official")
+    assert_same_file(folder / "back.pth", source)
+    if kind in ("pretrain", "pretrain_full"):
+        convert(folder / "native", folder / "vit_mae", to="vit_mae")
+        convert(folder / "vit_mae", folder / "from_vit_mae")
+        assert verify(source, folder / "vit_mae") == verify(source, folder / "from_vit_mae") == []
+        assert verify(folder / "from_vit_mae", folder / "native") == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiny_models_go_round(reference, tmp_path, kind):
+    go_round(reference / "tiny" / f"{TINY.get(kind, kind)}.pth", kind, tmp_path)
+
+
+def test_tiny_encoder_goes_to_timm_and_back(reference, tmp_path):
+    source = reference / "tiny" / "encoder.pth"
+    convert(source, tmp_path / "timm", to="timm", hints=HEADS)
+    convert(tmp_path / "timm", tmp_path / "native")  # heads and sizes are in timm's config
+    assert verify(source, tmp_path / "timm") == verify(source, tmp_path / "native") == []
+    config = MAEConfig.from_pretrained(tmp_path / "native")
+    assert (config.num_attention_heads, config.patch_size, config.image_size) == (4, 8, 32)
+
+
+def test_pretraining_model_leaves_its_decoder_behind_on_the_way_to_timm_and_says_so(reference, tmp_path):
+    with pytest.warns(UserWarning, match="the decoder is left out"):
+        convert(reference / "tiny" / "full.pth", tmp_path / "timm", to="timm", hints=HEADS)
+    lost = verify(reference / "tiny" / "full.pth", tmp_path / "timm")
+    assert len(lost) == 32 and all(line.startswith("decoder.") and line.endswith("is missing") for line in lost)
+
+
+@pytest.mark.parametrize("layout", ["vit_mae", "timm"])
+def test_layouts_without_a_head_refuse_classifiers(reference, tmp_path, layout):
+    with pytest.raises(CheckpointError, match=f"linear probe does not go into the {layout} layout"):
+        convert(reference / "tiny" / "linprobe.pth", tmp_path / "out", to=layout, hints=HEADS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_layout_has_no_place_for_is_said(reference, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "native", hints=HEADS, norm_pix_loss=True)
+    config = MAEConfig.from_pretrained(tmp_path / "native", layer_norm_eps=1e-5)
+    config.save_pretrained(tmp_path / "native")
+    with pytest.warns(UserWarning) as warned:
+        convert(tmp_path / "native", tmp_path / "back.pth", to="official")
+    assert [str(warning.message).partition(":")[0] for warning in warned] == [
+        "the official layout has no place for layer_norm_eps=1e-05",
+        "the official layout has no place for norm_pix_loss=True",
+    ]
+
+
+def test_vit_mae_cannot_have_images_that_are_not_square(reference, tmp_path):
+    hints = Hints(4, 4, (16, 64))
+    with pytest.raises(CheckpointError, match="ViTMAE takes square images only"):
+        convert(reference / "tiny" / "full.pth", tmp_path / "out", to="vit_mae", hints=hints)
+
+
+def test_unknown_layout_lists_the_known_ones(reference, tmp_path):
+    with pytest.raises(CheckpointError, match="unknown layout 'vitmae': known are official, mae_hf, vit_mae, timm"):
+        convert(reference / "tiny" / "full.pth", tmp_path / "out", to="vitmae", hints=HEADS)
+
+
+@pytest.fixture(scope="module", params=["base", "large", "huge"])
+def recipe(request):
+    """Writes official files of one size with the recipe's weights."""
+    made = {}
+
+    def write(kind, path):
+        entries = read_manifest(request.param, kind)
+        for entry in entries:
+            if entry["key"] not in made:
+                made[entry["key"]] = recipe_tensor(entry["key"], entry["shape"], entry["dtype"].removeprefix("torch."))
+        torch.save({"model": OrderedDict((entry["key"], made[entry["key"]]) for entry in entries)}, path)
+        return path
+
+    write.preset = request.param
+    return write
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_sizes_go_round(recipe, tmp_path, kind):
+    go_round(recipe(kind, tmp_path / "source.pth"), kind, tmp_path)
+
+
+@pytest.mark.heavy
+def test_folders_for_timm_are_those_that_timm_writes(recipe, reference, tmp_path):
+    """Loading in timm itself is not tested."""
+    source = recipe("pretrain", tmp_path / f"mae_pretrain_vit_{recipe.preset}.pth")
+    convert(source, tmp_path / "timm", to="timm")
+    entries = read_manifest(recipe.preset, "timm")
+    found = load_file(tmp_path / "timm" / "model.safetensors")
+    assert {key: (list(value.shape), value.dtype) for key, value in found.items()} == {
+        entry["key"]: (entry["shape"], torch.float32) for entry in entries
+    }
+    wanted = reference / "manifests" / f"{recipe.preset}_timm_config.json"
+    assert json.loads((tmp_path / "timm" / "config.json").read_text()) == json.loads(wanted.read_text())
+    convert(tmp_path / "timm", tmp_path / "back.pth", to="official")
+    assert_same_file(tmp_path / "back.pth", source)
