@@ -67,7 +67,7 @@ class Provenance:
     @property
     def accuracy(self) -> tuple[float, float] | None:
         """Published top-1 and top-5, if a published md5 proves that these are the weights."""
-        proven = self.release and is_proven(self.release, next(iter(self.md5s.values()))) and self.dtype is None
+        proven = self.release and is_proven(self.release, self.md5s) and self.dtype is None
         return self.release.accuracy if self.release and proven else None
 
 
@@ -130,7 +130,7 @@ def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights:
         weights: What the folder holds.
     """
     source, release = provenance.source, provenance.release
-    name, accuracy = Path(source.path.name).stem, provenance.accuracy
+    name, accuracy = Path(source.name).name.removesuffix(".pth"), provenance.accuracy
     data = ModelCardData(
         license=provenance.license,
         library_name="timm" if layout == TIMM else "transformers",

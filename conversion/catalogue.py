@@ -4,6 +4,7 @@ Sources: README.md and FINETUNE.md of facebookresearch/mae, its visualisation no
 """
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,12 @@ def md5_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def recognise(path: Path, md5: str, kind: str, preset: str | None) -> Release | None:
+def md5s_of(files: Iterable[Path]) -> dict[str, str]:
+    """The md5 of each file by its name."""
+    return {file.name: md5_of(file) for file in files}
+
+
+def recognise(path: Path, md5s: Mapping[str, str], kind: str, preset: str | None) -> Release | None:
     """The released file that a local file is, or None.
 
     By md5, which proves it; else by file name, if the kind, the preset and (where published) the number of bytes agree.
@@ -73,7 +79,7 @@ def recognise(path: Path, md5: str, kind: str, preset: str | None) -> Release | 
     if not path.is_file():  # a folder was made from something, or trained
         return None
     for release in RELEASES:
-        if is_proven(release, md5):
+        if is_proven(release, md5s):
             return release
     for release in RELEASES:
         same_bytes = release.num_bytes in (None, path.stat().st_size)
@@ -82,6 +88,7 @@ def recognise(path: Path, md5: str, kind: str, preset: str | None) -> Release | 
     return None
 
 
-def is_proven(release: Release, md5: str) -> bool:
-    """Whether a published md5 says that a file is this release, and not its name alone."""
-    return release.md5_prefix is not None and md5.startswith(release.md5_prefix)
+def is_proven(release: Release, md5s: Mapping[str, str]) -> bool:
+    """Whether a published md5 says that the one file that was read is this release, and not its name alone."""
+    prefix = release.md5_prefix
+    return prefix is not None and len(md5s) == 1 and next(iter(md5s.values())).startswith(prefix)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from mae_hf.checkpoint import CheckpointError
 from mae_hf.configuration_mae import MAEConfig
 
 from .cards import Provenance, folder_card
-from .catalogue import LICENSE, Release, md5_of, recognise
+from .catalogue import LICENSE, Release, md5s_of, recognise
 from .folder import check_destination, differences, own_storage, staged
 from .layouts import ENCODER, MAE_HF, OFFICIAL, PRETRAINING, TIMM, as_written, from_native, to_native
 from .sizes import NO_HINTS, Hints, check_complete, class_name, config_of, preset_of
 from .source import Source, read_source
-from .targets import check_target, folder_config, read_back, without_place, write
+from .targets import check_target, read_back, without_place, write_config, write_weights
 
 UNKNOWN_TARGET = "the default, as neither the file nor an option tells"
 
@@ -85,30 +86,35 @@ def convert(
         check_target(to, found.kind)
         config = config_of(found, hints)
         check_complete(found, config)
-        md5s = _md5s_of(found.files)
-        release = recognise(found.path, next(iter(md5s.values())), found.kind, preset_of(config.to_dict()))
-        config.norm_pix_loss, origin = _norm_pix_loss(found, config, norm_pix_loss, release)
-        license = LICENSE if release else license or found.license or "other"
-        native = to_native(found.layout, found.state_dict)
-        if to == TIMM:
-            native = {key: value for key, value in native.items() if not key.startswith("decoder.")}
-        weights = _cast(as_written(to, found.kind, from_native(to, native)), dtype)
+        weights = _weights_for(to, found, dtype)
         config.dtype = _common_dtype(weights)
-        written_config = None if to == OFFICIAL else folder_config(to, found.kind, config, license)
+        with ThreadPoolExecutor(1) as pool, staged(destination, overwrite, one_file=to == OFFICIAL) as place:
+            md5s = pool.submit(md5s_of, found.files)  # takes as long as all the rest together
+            warned = _not_finite(weights)
+            write_weights(to, place, weights, max_shard_size)
+            if lines := differences(weights, read_back(to, place)):
+                raise CheckpointError(f"reading back what was written failed: {lines[0]}")
+            release = recognise(found.path, md5s.result(), found.kind, preset_of(config.to_dict()))
+            config.norm_pix_loss, origin = _norm_pix_loss(found, config, norm_pix_loss, release)
+            license = LICENSE if release else license or found.license or "other"
+            provenance = Provenance(found, md5s.result(), release, license, origin, dtype)
+            if to != OFFICIAL:
+                write_config(to, place, found.kind, config, license)
+                folder_card(to, config, provenance, weights).save(place / "README.md")
     except ValueError as error:
         raise CheckpointError(f"{source} is not converted: {error}") from error
-    for line in [*_not_finite(weights), *without_place(to, found.kind, config)]:
+    for line in [*warned, *without_place(to, found.kind, config)]:
         warnings.warn(line, stacklevel=2)
-    weights = own_storage(weights)
-    with staged(destination, overwrite, one_file=to == OFFICIAL) as place:
-        write(to, place, weights, written_config, config, max_shard_size)
-        if to != OFFICIAL:
-            provenance = Provenance(found, md5s, release, license, origin, dtype)
-            folder_card(to, config, provenance, weights).save(place / "README.md")
-        if lines := differences(weights, read_back(to, place)):
-            raise CheckpointError(f"reading back what was written failed: {lines[0]}")
     name = class_name(to, found.kind)
     return Converted(found.layout, found.kind, config, name, len(weights), origin, found.checksummed)
+
+
+def _weights_for(layout: str, source: Source, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """What is to be written, under the names of the layout, each tensor with a storage of its own."""
+    native = to_native(source.layout, source.state_dict)
+    if layout == TIMM:
+        native = {key: value for key, value in native.items() if not key.startswith("decoder.")}
+    return own_storage(_cast(as_written(layout, source.kind, from_native(layout, native)), dtype))
 
 
 def verify(source: str | Path, destination: str | Path) -> list[str]:
@@ -122,10 +128,6 @@ def verify(source: str | Path, destination: str | Path) -> list[str]:
     """
     wanted, found = (to_native(read.layout, read.state_dict) for read in map(read_source, (source, destination)))
     return differences(wanted, found)
-
-
-def _md5s_of(files: tuple[Path, ...]) -> dict[str, str]:
-    return {file.name: md5_of(file) for file in files}
 
 
 def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, release: Release | None) -> tuple[bool, str]:

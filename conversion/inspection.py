@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .catalogue import RELEASES, is_proven, md5_of, recognise
+from .catalogue import RELEASES, is_proven, md5s_of, recognise
 from .layouts import DESCRIPTIONS, PRETRAINING
 from .sizes import NO_HINTS, Hints, count_parameters, preset_of, read_sizes
 from .source import read_source
@@ -26,11 +26,10 @@ def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
     found = read_source(source)
     weights, kind = found.state_dict, found.kind
     sizes = read_sizes(found, hints)
-    preset, md5s = preset_of(sizes), {file.name: md5_of(file) for file in found.files}
-    md5 = next(iter(md5s.values()))
-    release = recognise(found.path, md5, kind, preset)
+    preset, md5s = preset_of(sizes), md5s_of(found.files)
+    release = recognise(found.path, md5s, kind, preset)
     if release is not None:
-        released = f"{release.name} (its {'md5' if is_proven(release, md5) else 'name and shapes'})"
+        released = f"{release.name} (its {'md5' if is_proven(release, md5s) else 'name and shapes'})"
     else:
         alike = [other.name for other in RELEASES if (other.kind, other.preset) == (kind, preset)]
         released = f"not recognised; same shapes: {', '.join(alike) or 'none'}"
@@ -48,7 +47,7 @@ def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
         "dtypes": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})),
         "training arguments": ", ".join(sorted(found.args)) or "none",
         "checksums": "checked" if found.checksummed else "none in this format",
-        "md5": md5 if len(md5s) == 1 else ", ".join(f"{name} {value}" for name, value in md5s.items()),
+        "md5": ", ".join(f"{md5} {name}" for name, md5 in md5s.items()),
         "released file": released,
     }
 

@@ -26,6 +26,7 @@ class Source:
 
     Attributes:
         path: File or folder.
+        name: What to call it: the name of the file or folder, or the Hub id.
         layout: "official", "mae_hf", "vit_mae" or "timm".
         kind: "pretraining", "encoder", "finetuned", "finetuned_cls" or "linprobe".
         state_dict: Weights under the names of the layout, in the order of the file.
@@ -37,6 +38,7 @@ class Source:
     """
 
     path: Path
+    name: str
     layout: str
     kind: str
     state_dict: dict[str, Tensor]
@@ -79,7 +81,9 @@ def read_source(name: str | Path) -> Source:
         CheckpointError: If there is no such thing, it is damaged, or it belongs to another model.
     """
     path = locate(name)
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    if path.is_dir():
+        return _read_folder(path, path.resolve().name if path == Path(name) else str(name))
+    return _read_file(path)
 
 
 def _read_file(path: Path) -> Source:
@@ -91,10 +95,10 @@ def _read_file(path: Path) -> Source:
             raise CheckpointError(f"its keys are those of the {layout} layout: name the folder with its config.json")
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not taken: {error}") from error
-    return Source(path, layout, kind_of(weights), weights, found.files, found.args, {}, found.checksummed)
+    return Source(path, path.name, layout, kind_of(weights), weights, found.files, found.args, {}, found.checksummed)
 
 
-def _read_folder(path: Path) -> Source:
+def _read_folder(path: Path, name: str) -> Source:
     fields = read_config(path)
     found = read_folder(path)
     weights = normalised(found.state_dict)
@@ -105,7 +109,7 @@ def _read_folder(path: Path) -> Source:
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not taken: {error}") from error
     license = _license_of(path / "README.md")
-    return Source(path, layout, kind_of(weights), weights, found.files, {}, fields, found.checksummed, license)
+    return Source(path, name, layout, kind_of(weights), weights, found.files, {}, fields, found.checksummed, license)
 
 
 def _license_of(card: Path) -> str | None:

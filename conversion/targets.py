@@ -47,30 +47,13 @@ def without_place(layout: str, kind: str, config: MAEConfig) -> list[str]:
     return lines
 
 
-def folder_config(layout: str, kind: str, config: MAEConfig, license: str) -> Any:
-    """What stands in the `config.json` of a folder of a layout.
-
-    Raises:
-        ValueError: If the layout cannot have such a model.
-    """
-    if layout == TIMM:
-        return _timm_config(config, license)
-    made = config_to_vit_mae(config) if layout == VIT_MAE else config
-    made.architectures = [class_name(layout, kind)]
-    return made
-
-
-def write(
-    layout: str, place: Path, weights: Mapping[str, Tensor], config: Any, processor: MAEConfig, max_shard_size: str
-) -> None:
-    """Write weights, config and image processor.
+def write_weights(layout: str, place: Path, weights: Mapping[str, Tensor], max_shard_size: str) -> None:
+    """Write weights under the names of a layout.
 
     Args:
         layout: One of the four.
         place: Empty folder, or for "official" the path of the file.
-        weights: Under the names of the layout, in the order to write.
-        config: See `folder_config`.
-        processor: Configuration of the model that the image processor is for; it is written for three channels.
+        weights: In the order to write.
         max_shard_size: Largest size of one safetensors file.
 
     Raises:
@@ -78,19 +61,30 @@ def write(
     """
     try:
         if layout == OFFICIAL:
-            torch.save({"model": OrderedDict(weights)}, place)
+            with place.open("wb") as file:  # by its path, the name of the place would get into the file
+                torch.save({"model": OrderedDict(weights)}, file)
             return
-        if layout == TIMM:
-            (place / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        else:
-            config.save_pretrained(place)
-            if processor.num_channels == 3:
-                image_processor(processor).save_pretrained(place)
         save_torch_state_dict(dict(weights), place, max_shard_size=max_shard_size)
-        for file in place.glob("*.safetensors"):  # written readable for their owner alone
-            file.chmod((place / "config.json").stat().st_mode)
+        for shard in place.glob("*.safetensors"):  # written readable for their owner alone
+            shard.chmod(place.stat().st_mode & 0o666)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{place.parent} cannot be written to: {error}") from error
+        raise CheckpointError(f"the weights cannot be written: {error}") from error
+
+
+def write_config(layout: str, place: Path, kind: str, config: MAEConfig, license: str) -> None:
+    """Write `config.json`, and for transformers the image processor of a model with three channels.
+
+    Raises:
+        ValueError: If the layout cannot have such a model.
+    """
+    if layout == TIMM:
+        (place / "config.json").write_text(json.dumps(_timm_config(config, license), indent=1) + "\n")
+        return
+    made = config_to_vit_mae(config) if layout == VIT_MAE else config
+    made.architectures = [class_name(layout, kind)]
+    made.save_pretrained(place)
+    if config.num_channels == 3:
+        image_processor(config).save_pretrained(place)
 
 
 def read_back(layout: str, place: Path) -> dict[str, Tensor]:

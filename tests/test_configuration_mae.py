@@ -72,6 +72,7 @@ def test_unknown_preset_or_field_lists_near_ones():
         ("hidden_act", ["gelu"], r"activation in transformers, got \['gelu'\]"),
         ("hidden_act", "geluu", "activation in transformers, got 'geluu'"),
         ("pooling", "max", "one of"),
+        ("linear_probe", "yes", "True or False, got .yes."),
     ],
 )
 def test_wrong_values_are_refused_by_field_and_value(field, value, wanted):

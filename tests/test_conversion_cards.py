@@ -28,7 +28,7 @@ WEIGHTS = {"decoder.mask_token": torch.zeros(1, 1, 64)}
 
 
 def card(layout="mae_hf", config=None, weights=WEIGHTS, kind="pretraining", checksummed=True, **changes):
-    source = Source(Path("a.pth"), "official", kind, {}, (Path("a.pth"),), checksummed=checksummed)
+    source = Source(Path("a.pth"), "a.pth", "official", kind, {}, (Path("a.pth"),), checksummed=checksummed)
     facts = {"md5s": {"a.pth": "0" * 32}, "release": None, "license": "other", "norm_pix_loss_from": "the option"}
     return folder_card(
         layout, config or MAEConfig(norm_pix_loss=True), Provenance(source, **{**facts, **changes}), weights

@@ -69,6 +69,8 @@ def test_repository_of_a_vit_mae_is_converted_and_loaded_by_its_name(reference, 
     to_hub = ["--to", "vit_mae", "--push-to-hub", "someone/vit-mae"]
     run("-m", "mae_hf.cli", "convert", source, str(tmp_path / "vit_mae"), *HEADS, *to_hub)
     run("-m", "mae_hf.cli", "convert", "someone/vit-mae", str(tmp_path / "back"))
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "\n# vit-mae\n" in card and "converted from | `someone/vit-mae`, vit_mae layout" in card
     found = MAEForPreTraining.from_pretrained(tmp_path / "back").state_dict()
     assert all(torch.equal(found[key], value) for key, value in tiny_model().state_dict().items())
     load = (
