@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -97,10 +99,15 @@ def fetch_folder(name: str | Path, **hub_options: Any) -> Path:
         **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
+        CheckpointError: If there is no such folder, and the name cannot be that of a repository.
         OSError, ValueError: If there is no such repository, as huggingface_hub says it.
     """
     if Path(name).is_dir():
         return Path(name)
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name} does not exist, and cannot be a repository of the Hub") from error
     wanted = ["config.json", "README.md", "model*.safetensors", "model.safetensors.index.json"]
     folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
     if not any((folder / file).exists() for file in _FOLDER[:2]):

@@ -171,9 +171,13 @@ class MAEPreTrainedModel(PreTrainedModel):
                 and this warns of it), `dtype`, `device_map`, `revision`, `token`, `output_loading_info`, ...
 
         Raises:
-            CheckpointError: If config or weights are missing or damaged.
+            CheckpointError: If config or weights are damaged, or keys are not those of a ViTMAE.
             RuntimeError: If the weights are of other shapes than the config says.
+            ValueError: If an argument is given that this does not know.
         """
+        for name in ("config", "state_dict", "subfolder", "use_safetensors", "variant"):
+            if name in kwargs:
+                raise ValueError(f"from_vit_mae does not take {name}")
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         fields, weights = read_vit_mae(pretrained_model_name_or_path, hub_options)
         fields = config_from_vit_mae(fields).to_diff_dict()

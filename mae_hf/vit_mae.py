@@ -11,7 +11,7 @@ from transformers import ViTMAEConfig
 
 from .checkpoint import CheckpointError, fetch_folder, read_folder
 from .configuration_mae import MAEConfig
-from .key_maps import as_on_the_hub, vit_mae_to_native
+from .key_maps import as_on_the_hub, count_blocks, native_to_vit_mae_names, vit_mae_to_native
 from .patch_embed import to_pair
 
 _FIELDS = (
@@ -88,12 +88,18 @@ def read_vit_mae(
         Content of `config.json`, and the weights with native keys.
 
     Raises:
-        CheckpointError: If the config cannot be read, or weights are missing or damaged.
+        CheckpointError: If the config cannot be read, weights are damaged, or keys are not those of a ViTMAE.
         OSError, ValueError: If there is no such repository.
     """
     folder = fetch_folder(name, **(hub_options or {}))
     fields = read_config(folder)
-    return fields, vit_mae_to_native(as_on_the_hub(read_folder(folder).state_dict))
+    weights = vit_mae_to_native(as_on_the_hub(read_folder(folder).state_dict))
+    names = native_to_vit_mae_names(
+        count_blocks(weights, "mae.encoder.blocks."), count_blocks(weights, "decoder.blocks.")
+    )
+    if strange := [key for key in weights if key not in names]:
+        raise CheckpointError(f"{folder} holds weights that no ViTMAE has ({len(strange)}): {', '.join(strange[:3])}")
+    return fields, weights
 
 
 def read_config(folder: Path) -> dict[str, Any]:
