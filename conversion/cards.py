@@ -15,9 +15,12 @@ from mae_hf.configuration_mae import PRESETS, MAEConfig
 from mae_hf.modeling_mae import NO_DECODER
 
 from .catalogue import LICENSE, Release, is_proven
-from .layouts import CLASSIFIERS, DESCRIPTIONS, TIMM, VIT_MAE
-from .sizes import NUM_IMAGENET_CLASSES, class_name, count_parameters
+from .config import NUM_IMAGENET_CLASSES
+from .kinds import CLASSIFIERS, DESCRIPTIONS
+from .layouts import TIMM, VIT_MAE
 from .source import Source
+from .targets import class_name, kind_written
+from .tensors import count_parameters
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"  # beside this package, in a checkout and in a wheel
 _TAGS = ["mae", "masked-autoencoder", "self-supervised-learning", "vision"]
@@ -67,8 +70,9 @@ class Provenance:
     @property
     def accuracy(self) -> tuple[float, float] | None:
         """Published top-1 and top-5, if a published md5 proves that these are the weights."""
-        proven = self.release and is_proven(self.release, self.md5s) and self.dtype is None
-        return self.release.accuracy if self.release and proven else None
+        if self.release and self.dtype is None and is_proven(self.release, self.md5s):
+            return self.release.accuracy
+        return None
 
 
 def measurements() -> dict[str, dict[str, Any]]:
@@ -129,14 +133,14 @@ def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights:
         provenance: Where it comes from.
         weights: What the folder holds.
     """
-    source, release = provenance.source, provenance.release
+    source, kind = provenance.source, kind_written(layout, provenance.source.kind)
     name, accuracy = Path(source.name).name.removesuffix(".pth"), provenance.accuracy
     data = ModelCardData(
         license=provenance.license,
         library_name="timm" if layout == TIMM else "transformers",
-        pipeline_tag="image-classification" if source.kind in CLASSIFIERS else "image-feature-extraction",
+        pipeline_tag="image-classification" if kind in CLASSIFIERS else "image-feature-extraction",
         tags=_TAGS,
-        datasets=["imagenet-1k"] if release else None,
+        datasets=["imagenet-1k"] if provenance.release else None,
         model_name=name if accuracy else None,
         eval_results=_results(*accuracy) if accuracy else None,
     )
@@ -145,13 +149,14 @@ def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights:
         data,
         template_path=str(CARDS / "template.md"),
         title=name,
-        summary=f"Masked autoencoder (He et al. 2021, arXiv:2111.06377): {DESCRIPTIONS[source.kind]}.",
-        code=_code(layout, source.kind),
+        summary=f"Masked autoencoder (He et al. 2021, arXiv:2111.06377): {DESCRIPTIONS[kind]}.",
+        code=_code(layout, kind),
         table=_folder_table(config, has_decoder, weights),
         provenance=provenance,
         accuracy=accuracy,
         config=config,
-        kind=DESCRIPTIONS[source.kind],
+        kind=DESCRIPTIONS[kind],
+        decoder_left_out=kind != source.kind,
         predicts=has_decoder,
         limits=_limits(layout, config, provenance, has_decoder),
         licence=f"Licence of the weights: {provenance.license}. The package `mae_hf` itself is under Apache-2.0.",

@@ -1,6 +1,7 @@
 """The command lines of the conversion: arguments, what is printed, exit status."""
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,16 +9,21 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
-from .convert import UNKNOWN_TARGET, Converted, convert, verify
+from mae_hf.checkpoint import first_line
+
+from .config import Hints
+from .convert import NORM_PIX_LOSS_NOT_TOLD, Converted, convert, verify
 from .inspection import inspect
+from .kinds import PRETRAINING
 from .layouts import LAYOUTS, MAE_HF, OFFICIAL, TIMM, VIT_MAE
-from .sizes import Hints
 
 Command = Callable[[argparse.Namespace], int]
-_SOURCE = ".pth file, folder (mae_hf, ViTMAE, timm), name of a released file, such as mae_visualize_vit_base, or Hub id"
+_SOURCE = (
+    "file with official keys (.pth, .bin, .safetensors), folder (of mae_hf, ViTMAE or timm), name of a released file "
+    "such as mae_visualize_vit_base, or Hub id"
+)
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,7 +34,11 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         "destination", metavar="DST", help="folder to write, or file for --to official; appears whole or not at all"
     )
     parser.add_argument("--to", choices=LAYOUTS, default=MAE_HF, help="layout of DST (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what a conversion has written")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a folder with weights of these layouts, or an official file that holds weights alone",
+    )
     parser.add_argument(
         "--norm-pix-loss",
         action=argparse.BooleanOptionalAction,
@@ -36,11 +46,17 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     )
     _add_hints(parser)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="cast the weights")
-    parser.add_argument("--max-shard-size", default="5GB", help="largest safetensors file (default: %(default)s)")
-    parser.add_argument("--license", metavar="ID", help="licence of the weights, for the card")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", type=_file_size, help="largest safetensors file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="of the weights, for the card; a released file keeps cc-by-nc-4.0 (default: that of SRC's card, or other)",
+    )
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="upload DST to the Hub as well")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
-    parser.set_defaults(command=_convert)
+    parser.set_defaults(command=_convert, usage_error=parser.error)
 
     parser = subparsers.add_parser("inspect", help="say what weights are")
     parser.add_argument("source", metavar="SRC", help=_SOURCE)
@@ -58,8 +74,18 @@ def _add_hints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-attention-heads", type=int, metavar="N", help=heads.format("encoder"))
     parser.add_argument("--decoder-num-attention-heads", type=int, metavar="N", help=heads.format("decoder"))
     parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="for images that are not square"
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images; needed if they are not square",
     )
+
+
+def _file_size(text: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"expected a number with KB, MB, GB or TB, such as 5GB, got {text!r}")
+    return text
 
 
 def _hints(options: argparse.Namespace) -> Hints:
@@ -69,9 +95,9 @@ def _hints(options: argparse.Namespace) -> Hints:
 
 def _convert(options: argparse.Namespace) -> int:
     if options.private and not options.push_to_hub:
-        raise ValueError("--private is for a repository: give --push-to-hub REPO_ID as well")
+        options.usage_error("--private is for a repository: give --push-to-hub REPO_ID as well")
     if options.push_to_hub and options.to == OFFICIAL:
-        raise ValueError("--push-to-hub uploads a folder, and --to official writes a file: choose another layout")
+        options.usage_error("--push-to-hub uploads a folder, and --to official writes a file: choose another layout")
     done = convert(
         options.source,
         options.destination,
@@ -85,11 +111,14 @@ def _convert(options: argparse.Namespace) -> int:
     )
     cast = f", cast to {options.dtype}" if options.dtype else ""
     print(f"{options.destination}: {done.num_tensors} tensors{cast}, read back and compared bit for bit")
-    if done.layout == OFFICIAL and not done.checksummed:
-        print("the file carries no checksums, so that damage in it would not be noticed")
-    print(f"norm_pix_loss is {done.config.norm_pix_loss}, from {done.norm_pix_loss_from}")
-    if done.norm_pix_loss_from == UNKNOWN_TARGET:
-        print("pass --norm-pix-loss (and --overwrite) if the model was trained to predict normalised pixels")
+    if done.left_out:
+        print(f"left out, as they are no weights: {', '.join(done.left_out)}")
+    if not done.checksummed:
+        print("safetensors and the old serialisation carry no checksums: damage in the source would not be noticed")
+    if done.kind == PRETRAINING and options.to != OFFICIAL:
+        print(f"norm_pix_loss is {done.config.norm_pix_loss}, from {done.norm_pix_loss_from}")
+        if done.norm_pix_loss_from == NORM_PIX_LOSS_NOT_TOLD:
+            print("pass --norm-pix-loss (and --overwrite) if the model was trained to predict normalised pixels")
     print(_how_to_load(options.to, done, options.destination))
     if options.push_to_hub:
         print(_push(options.destination, options.push_to_hub, options.private))
@@ -118,8 +147,7 @@ def _push(folder: str, repo_id: str, private: bool) -> str:
         )
         return str(uploaded)
     except Exception as error:  # the client raises errors of several libraries
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{folder} is complete, but was not uploaded to {repo_id}: {reason}") from error
+        raise ValueError(f"{folder} is complete, but was not uploaded to {repo_id}: {first_line(error)}") from error
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -150,9 +178,8 @@ def run(options: argparse.Namespace) -> int:
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
             status: int = options.command(options)
-    except (ValueError, OSError, HfHubHTTPError) as error:
-        text = str(error).strip() or type(error).__name__
-        print(f"mae-hf: {text.splitlines()[0]}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"mae-hf: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("mae-hf: interrupted", file=sys.stderr)
@@ -166,6 +193,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the conversion's commands alone, for `python -m conversion`."""
-    parser = argparse.ArgumentParser(prog="python -m conversion", description="Convert official MAE checkpoints.")
+    parser = argparse.ArgumentParser(prog="python -m conversion", description="Convert weights of masked autoencoders.")
     add_commands(parser.add_subparsers(required=True, metavar="COMMAND"))
     return run(parser.parse_args(arguments))

@@ -1,7 +1,6 @@
 """From any layout to any other, through the native one, and proof that nothing was changed."""
 
 import warnings
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,16 @@ from mae_hf.configuration_mae import MAEConfig
 
 from .cards import Provenance, folder_card
 from .catalogue import LICENSE, Release, md5s_of, recognise
-from .folder import check_destination, differences, own_storage, staged
-from .layouts import ENCODER, MAE_HF, OFFICIAL, PRETRAINING, TIMM, as_written, from_native, to_native
-from .sizes import NO_HINTS, Hints, check_complete, class_name, config_of, preset_of
+from .complete import check_complete
+from .config import NO_HINTS, Hints, config_of, preset_of
+from .kinds import CLASSIFIERS, PRETRAINING
+from .layouts import MAE_HF, OFFICIAL, TIMM, as_own_class, from_native, to_native
 from .source import Source, read_source
-from .targets import check_target, read_back, without_place, write_config, write_weights
+from .staging import check_destination, staged
+from .targets import check_target, class_name, kind_written, not_kept, read_back, write_config, write_weights
+from .tensors import cast, common_dtype, differences, first_few, not_finite, own_storage
 
-UNKNOWN_TARGET = "the default, as neither the file nor an option tells"
+NORM_PIX_LOSS_NOT_TOLD = "the default, as neither the file nor an option tells"
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class Converted:
 
     Attributes:
         layout: Of the source.
-        kind: "pretraining", "encoder", "finetuned", "finetuned_cls" or "linprobe".
+        kind: Of what was written: "pretraining", "encoder", "finetuned", "finetuned_cls" or "linprobe".
         config: Of the model.
         class_name: Class that loads the folder.
         num_tensors: Tensors written, each read back and compared bit for bit.
         norm_pix_loss_from: Where `norm_pix_loss` comes from.
         checksummed: Whether the source carries checksums, which were checked.
+        left_out: What the source holds beside the weights, such as "optimizer".
     """
 
     layout: str
@@ -44,6 +47,7 @@ class Converted:
     num_tensors: int
     norm_pix_loss_from: str
     checksummed: bool
+    left_out: tuple[str, ...]
 
 
 def convert(
@@ -61,7 +65,7 @@ def convert(
     """Convert weights from any layout to any other; the destination appears whole or not at all.
 
     Args:
-        source: `.pth` file, folder, name of a released file, or Hub id.
+        source: File with official keys (`.pth`, `.bin`, `.safetensors`), folder, name of a released file, or Hub id.
         destination: Folder to write, or file for `to="official"`.
         to: "mae_hf", "official", "vit_mae" or "timm".
         overwrite: Replace what a conversion has written.
@@ -70,8 +74,8 @@ def convert(
         hints: Heads and image size, where the source does not tell them.
         dtype: Cast all weights; None keeps each as it is.
         max_shard_size: Largest size of one safetensors file.
-        license: Licence of the weights for the card, unless the file is a released one; None for what the card of the
-            source says, or "other".
+        license: Licence of the weights for the card; a released file keeps its own. None for that of the source's card,
+            or "other".
 
     Warns:
         UserWarning: If weights are not finite, or the target has no place for something.
@@ -87,10 +91,10 @@ def convert(
         config = config_of(found, hints)
         check_complete(found, config)
         weights = _weights_for(to, found, dtype)
-        config.dtype = _common_dtype(weights)
+        config.dtype = common_dtype(weights)
         with ThreadPoolExecutor(1) as pool, staged(destination, overwrite, one_file=to == OFFICIAL) as place:
             md5s = pool.submit(md5s_of, found.files)  # takes as long as all the rest together
-            warned = _not_finite(weights)
+            odd = not_finite(weights)
             write_weights(to, place, weights, max_shard_size)
             if lines := differences(weights, read_back(to, place)):
                 raise CheckpointError(f"reading back what was written failed: {lines[0]}")
@@ -103,10 +107,20 @@ def convert(
                 folder_card(to, config, provenance, weights).save(place / "README.md")
     except ValueError as error:
         raise CheckpointError(f"{source} is not converted: {error}") from error
-    for line in [*warned, *without_place(to, found.kind, config)]:
+    if odd:
+        warnings.warn(f"weights are NaN or infinite ({len(odd)}): {first_few(odd)}", stacklevel=2)
+    for line in not_kept(to, found.kind, config):
         warnings.warn(line, stacklevel=2)
-    name = class_name(to, found.kind)
-    return Converted(found.layout, found.kind, config, name, len(weights), origin, found.checksummed)
+    return Converted(
+        layout=found.layout,
+        kind=kind_written(to, found.kind),
+        config=config,
+        class_name=class_name(to, found.kind),
+        num_tensors=len(weights),
+        norm_pix_loss_from=origin,
+        checksummed=found.checksummed,
+        left_out=found.others,
+    )
 
 
 def _weights_for(layout: str, source: Source, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -114,7 +128,7 @@ def _weights_for(layout: str, source: Source, dtype: torch.dtype | None) -> dict
     native = to_native(source.layout, source.state_dict)
     if layout == TIMM:
         native = {key: value for key, value in native.items() if not key.startswith("decoder.")}
-    return own_storage(_cast(as_written(layout, source.kind, from_native(layout, native)), dtype))
+    return own_storage(cast(as_own_class(layout, source.kind, from_native(layout, native)), dtype))
 
 
 def verify(source: str | Path, destination: str | Path) -> list[str]:
@@ -141,26 +155,11 @@ def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, relea
         if option is not None:
             return option, "the option"
         if source.kind == PRETRAINING:
-            return False, UNKNOWN_TARGET
-        return False, f"the default, which {'an encoder' if source.kind == ENCODER else 'a classifier'} has no use for"
+            return False, NORM_PIX_LOSS_NOT_TOLD
+        return (
+            False,
+            f"the default, which {'a classifier' if source.kind in CLASSIFIERS else 'an encoder'} has no use for",
+        )
     if option is not None and option != told:
-        raise CheckpointError(f"{origin} say that norm_pix_loss is {told}: leave out the option that says otherwise")
+        raise CheckpointError(f"norm_pix_loss is {told} by {origin}: leave out the option that says otherwise")
     return bool(told), origin
-
-
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    if dtype is None:
-        return dict(tensors)
-    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    keys = [key for key, value in tensors.items() if not all(map(torch.isfinite, torch.aminmax(value)))]
-    if not keys:
-        return []
-    return [f"weights are NaN or infinite ({len(keys)}): {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"]
-
-
-def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
-    dtypes = {value.dtype for value in tensors.values() if value.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else None

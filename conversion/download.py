@@ -7,12 +7,11 @@ from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
-from mae_hf.checkpoint import CheckpointError
+from mae_hf.checkpoint import CheckpointError, first_line
 
 from .catalogue import Release, md5_of
 
 BASE_URL = "https://dl.fbaipublicfiles.com/mae/"
-_ADVICE = "delete it if it is there, and download it again"
 
 
 def download(release: Release) -> Path:
@@ -30,21 +29,20 @@ def download(release: Release) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{partial}.lock"):  # another process may be at it
         if path.exists():
-            _check(path, release)
+            if problem := _problem(path, release):
+                raise CheckpointError(f"{path} is not {release.name}: {problem}; delete it to download it again")
             return path
         url = f"{BASE_URL}{release.folder}/{path.name}"
         try:
             _fetch(url, partial, release)
         except Exception as error:  # the client raises errors of several libraries
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
             if partial.exists():
                 reason += f"; the {partial.stat().st_size:,} bytes that came are kept, the next run goes on from there"
             raise CheckpointError(f"{url} cannot be downloaded: {reason}") from error
-        try:
-            _check(partial, release)
-        except CheckpointError:
+        if problem := _problem(partial, release):
             partial.unlink()
-            raise
+            raise CheckpointError(f"what {url} sent is not {release.name}: {problem}; it was deleted")
         partial.rename(path)
     return path
 
@@ -52,7 +50,7 @@ def download(release: Release) -> Path:
 def _fetch(url: str, partial: Path, release: Release) -> None:
     try:
         with partial.open("ab") as file:
-            http_get(url, file, resume_size=file.tell(), expected_size=release.num_bytes)
+            http_get(url, file, resume_size=file.tell())
     except HfHubHTTPError as error:
         if error.response.status_code != 416 or not _is_whole(partial, error.response.headers.get("Content-Range")):
             raise
@@ -66,14 +64,10 @@ def _is_whole(partial: Path, content_range: str | None) -> bool:
     return (content_range or "").rpartition("/")[2] == str(partial.stat().st_size)
 
 
-def _check(path: Path, release: Release) -> None:
-    found = path.stat().st_size
-    if release.num_bytes not in (None, found):
-        raise CheckpointError(
-            f"{path} is not {release.name}: it has {found:,} bytes, not {release.num_bytes:,}; {_ADVICE}"
-        )
+def _problem(path: Path, release: Release) -> str | None:
+    """What shows that a file is not the release, or None."""
+    if release.num_bytes not in (None, found := path.stat().st_size):
+        return f"it has {found:,} bytes, not {release.num_bytes:,}"
     if release.md5_prefix is not None and not (md5 := md5_of(path)).startswith(release.md5_prefix):
-        raise CheckpointError(
-            f"{path} is not {release.name}: its md5 is {md5}, that of the release begins with {release.md5_prefix}; "
-            f"{_ADVICE}"
-        )
+        return f"its md5 is {md5}, that of the release begins with {release.md5_prefix}"
+    return None

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from .catalogue import RELEASES, is_proven, md5s_of, recognise
-from .layouts import DESCRIPTIONS, PRETRAINING
-from .sizes import NO_HINTS, Hints, count_parameters, preset_of, read_sizes
+from .config import NO_HINTS, Hints, preset_of, read_sizes
+from .kinds import DESCRIPTIONS, PRETRAINING
 from .source import read_source
+from .tensors import count_parameters
 
 
 def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
     """Say what weights are: layout, kind, sizes, parameters, md5, and which released file.
 
     Args:
-        source: `.pth` file, folder, name of a released file, or Hub id.
+        source: File with official keys (`.pth`, `.bin`, `.safetensors`), folder, name of a released file, or Hub id.
         hints: Heads and image size, where the shapes do not tell them.
 
     Returns:
@@ -46,6 +47,7 @@ def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
         "parameters": f"{count_parameters(weights):,}",
         "dtypes": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})),
         "training arguments": ", ".join(sorted(found.args)) or "none",
+        "beside the weights": ", ".join(found.others) or "nothing",
         "checksums": "checked" if found.checksummed else "none in this format",
         "md5": ", ".join(f"{md5} {name}" for name, md5 in md5s.items()),
         "released file": released,

@@ -18,18 +18,10 @@ from mae_hf.checkpoint import CheckpointError
 from mae_hf.configuration_mae import MAEConfig
 from mae_hf.key_maps import as_on_the_hub, native_to_official, native_to_vit_mae, official_to_native, vit_mae_to_native
 
+from .kinds import ENCODER
+
 OFFICIAL, MAE_HF, VIT_MAE, TIMM = LAYOUTS = ("official", "mae_hf", "vit_mae", "timm")
 
-PRETRAINING, ENCODER = "pretraining", "encoder"
-FINETUNED, FINETUNED_CLS, LINPROBE = "finetuned", "finetuned_cls", "linprobe"
-DESCRIPTIONS = {
-    PRETRAINING: "pretraining model, encoder and decoder",
-    ENCODER: "encoder only, no decoder",
-    FINETUNED: "classifier with mean pooling",
-    FINETUNED_CLS: "classifier on the class token",
-    LINPROBE: "linear probe",
-}
-CLASSIFIERS = (FINETUNED, FINETUNED_CLS, LINPROBE)
 _ANCHORS = {
     OFFICIAL: {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"},
     MAE_HF: {"mae.cls_token", "mae.pos_embed", "mae.patch_embed.proj.weight", "mae.encoder.blocks.0.norm1.weight"},
@@ -42,7 +34,7 @@ _ANCHORS = {
 }
 
 
-def normalised(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_whole_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the weights of a lone `MAEModel` or `ViTMAEModel` the names that they have in the whole model."""
     if "encoder.blocks.0.norm1.weight" in state_dict:
         return {f"mae.{key}": value for key, value in state_dict.items()}
@@ -50,7 +42,7 @@ def normalised(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def layout_of_keys(keys: Collection[str]) -> str:
-    """Tell the layout of normalised keys: "official" (or timm's, which is the same), "mae_hf" or "vit_mae".
+    """Tell the layout of the keys of a whole model: "official" (or timm's, which is the same), "mae_hf" or "vit_mae".
 
     Raises:
         CheckpointError: If they are the keys of another model.
@@ -79,30 +71,21 @@ def layout_of_config(fields: Mapping[str, Any]) -> str:
     raise CheckpointError(f"its config.json is that of a {model_type!r} model, not of a masked autoencoder")
 
 
-def kind_of(keys: Collection[str]) -> str:
-    """Tell the kind of weights by their normalised keys, in any layout."""
-    if any(key.startswith("head.") for key in keys):
-        if "head.0.running_mean" in keys:
-            return LINPROBE
-        return FINETUNED if any(key.startswith("fc_norm.") for key in keys) else FINETUNED_CLS
-    return PRETRAINING if any(key.startswith(("decoder_", "decoder.", "mask_token")) for key in keys) else ENCODER
-
-
 def to_native(layout: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename normalised keys of a layout to native ones; those that are not known stay."""
+    """Rename the keys of a layout to native ones; those that are not known stay."""
     if layout == VIT_MAE:
         return vit_mae_to_native(state_dict)
     return dict(state_dict) if layout == MAE_HF else official_to_native(state_dict)
 
 
 def from_native(layout: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename native keys to the normalised ones of a layout."""
+    """Rename native keys to those of a layout."""
     if layout == VIT_MAE:
         return native_to_vit_mae(state_dict)
     return dict(state_dict) if layout == MAE_HF else native_to_official(state_dict)
 
 
-def as_written(layout: str, kind: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The other way round from `normalised`: a lone encoder's names as its own model class has them."""
+def as_own_class(layout: str, kind: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The other way round from `as_whole_model`: a lone encoder's names as its own model class has them."""
     prefix = {MAE_HF: "mae.", VIT_MAE: "vit."}.get(layout, "") if kind == ENCODER else ""
     return {key.removeprefix(prefix): value for key, value in state_dict.items()}

@@ -9,12 +9,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 from torch import Tensor
 
-from mae_hf.checkpoint import CheckpointError, fetch_folder, read_checkpoint, read_folder
-from mae_hf.vit_mae import read_config
+from mae_hf.checkpoint import CheckpointError, fetch_folder, first_line, read_checkpoint, read_config, read_folder
 
 from .catalogue import RELEASES
 from .download import download
-from .layouts import OFFICIAL, TIMM, kind_of, layout_of_config, layout_of_keys, normalised
+from .kinds import kind_of
+from .layouts import OFFICIAL, TIMM, as_whole_model, layout_of_config, layout_of_keys
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -32,6 +32,7 @@ class Source:
         state_dict: Weights under the names of the layout, in the order of the file.
         files: The files that were read.
         args: Training arguments in the file, empty if there are none.
+        others: What else the file holds beside the weights, such as "optimizer" and "args".
         fields: Content of the folder's `config.json`, empty for a file.
         checksummed: Whether the files carry checksums, which were then checked.
         license: What the folder's card says, or None.
@@ -45,6 +46,7 @@ class Source:
     files: tuple[Path, ...]
     args: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
     checksummed: bool = True
     license: str | None = None
 
@@ -58,17 +60,16 @@ def locate(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    names = [release.name for release in RELEASES]
-    if str(name) in names:
-        return download(RELEASES[names.index(str(name))])
+    releases = {release.name: release for release in RELEASES}
+    if str(name) in releases:
+        return download(releases[str(name)])
     if path.suffix in _WEIGHT_FILES or not _HUB_ID.fullmatch(str(name)):
-        hint = f"; without .pth, {path.stem} would be downloaded" if path.stem in names else ""
+        hint = f"; without .pth, {path.stem} would be downloaded" if path.stem in releases else ""
         raise CheckpointError(f"{path} does not exist{hint}")
     try:
         return fetch_folder(str(name))
     except Exception as error:  # the client raises errors of many libraries
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{name} is no file or folder here, nor a model on the Hub: {reason}") from error
+        raise CheckpointError(f"{name} is no file or folder here, nor on the Hub: {first_line(error)}") from error
 
 
 def read_source(name: str | Path) -> Source:
@@ -88,28 +89,47 @@ def read_source(name: str | Path) -> Source:
 
 def _read_file(path: Path) -> Source:
     found = read_checkpoint(path)
-    weights = normalised(found.state_dict)
+    weights = as_whole_model(found.state_dict)
     try:
         layout = layout_of_keys(weights)
         if layout != OFFICIAL:
             raise CheckpointError(f"its keys are those of the {layout} layout: name the folder with its config.json")
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not taken: {error}") from error
-    return Source(path, path.name, layout, kind_of(weights), weights, found.files, found.args, {}, found.checksummed)
+    return Source(
+        path=path,
+        name=path.name,
+        layout=layout,
+        kind=kind_of(weights),
+        state_dict=weights,
+        files=found.files,
+        args=found.args,
+        others=found.others,
+        checksummed=found.checksummed,
+    )
 
 
 def _read_folder(path: Path, name: str) -> Source:
     fields = read_config(path)
     found = read_folder(path)
-    weights = normalised(found.state_dict)
+    weights = as_whole_model(found.state_dict)
     try:
         layout, by_keys = layout_of_config(fields), layout_of_keys(weights)
         if by_keys != (OFFICIAL if layout == TIMM else layout):
             raise CheckpointError(f"its config is that of the {layout} layout, its keys are of the {by_keys} layout")
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not taken: {error}") from error
-    license = _license_of(path / "README.md")
-    return Source(path, name, layout, kind_of(weights), weights, found.files, {}, fields, found.checksummed, license)
+    return Source(
+        path=path,
+        name=name,
+        layout=layout,
+        kind=kind_of(weights),
+        state_dict=weights,
+        files=found.files,
+        fields=fields,
+        checksummed=found.checksummed,
+        license=_license_of(path / "README.md"),
+    )
 
 
 def _license_of(card: Path) -> str | None:

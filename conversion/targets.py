@@ -18,12 +18,16 @@ from mae_hf.image_processor import image_processor
 from mae_hf.patch_embed import to_pair
 from mae_hf.vit_mae import config_to_vit_mae
 
-from .layouts import CLASSIFIERS, DESCRIPTIONS, LAYOUTS, OFFICIAL, PRETRAINING, TIMM, VIT_MAE
-from .sizes import class_name, preset_of
+from .config import NUM_IMAGENET_CLASSES, preset_of
+from .kinds import CLASSIFIERS, DESCRIPTIONS, ENCODER, MODEL_CLASSES
+from .labels import imagenet_labels
+from .layouts import LAYOUTS, OFFICIAL, TIMM, VIT_MAE
 
-_NOT_TOLD = {  # what a layout does not hold, and what is taken when it is read
-    OFFICIAL: {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "norm_pix_loss": False},
-    TIMM: {"layer_norm_eps": 1e-6, "hidden_act": "gelu"},
+_TRAINING = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "mask_ratio")
+_NOT_KEPT = {  # fields that a layout does not hold: reading it gives their defaults
+    OFFICIAL: ("layer_norm_eps", "hidden_act", "norm_pix_loss", *_TRAINING),
+    VIT_MAE: ("pooling", "drop_path_rate"),
+    TIMM: ("layer_norm_eps", "hidden_act", "pooling", *_TRAINING),
 }
 
 
@@ -36,15 +40,38 @@ def check_target(layout: str, kind: str) -> None:
         raise CheckpointError(f"a {DESCRIPTIONS[kind]} does not go into the {layout} layout: {model}")
 
 
-def without_place(layout: str, kind: str, config: MAEConfig) -> list[str]:
+def kind_written(layout: str, kind: str) -> str:
+    """Kind of what is written for a kind of source: timm's layout holds an encoder only."""
+    return ENCODER if layout == TIMM else kind
+
+
+def not_kept(layout: str, kind: str, config: MAEConfig) -> list[str]:
     """What of these weights and their config a layout has no place for, one line each."""
     lines = []
-    if layout == TIMM and kind == PRETRAINING:
+    if kind_written(layout, kind) != kind:
         lines.append("the decoder is left out: timm's layout holds an encoder")
-    for name, taken in _NOT_TOLD.get(layout, {}).items():
-        if (value := getattr(config, name)) != taken:
+    default = MAEConfig()
+    fields = [*_NOT_KEPT.get(layout, ()), *(["pooling"] if layout == OFFICIAL and kind not in CLASSIFIERS else [])]
+    for name in fields:
+        if (value := getattr(config, name)) != (taken := getattr(default, name)):
             lines.append(f"the {layout} layout has no place for {name}={value}: it is read with {taken}")
+    if layout == OFFICIAL and kind in CLASSIFIERS and not _has_plain_labels(config):
+        lines.append("the official layout has no place for the names of the classes")
     return lines
+
+
+def _has_plain_labels(config: MAEConfig) -> bool:
+    """Whether the names are those that reading a head of this size gives."""
+    if config.num_labels == NUM_IMAGENET_CLASSES:
+        return config.id2label == imagenet_labels()
+    return config.id2label == MAEConfig(num_labels=config.num_labels).id2label  # type: ignore[call-arg]
+
+
+def class_name(layout: str, kind: str) -> str:
+    """Name of the class that loads a folder: of this package, or of transformers for a ViTMAE."""
+    if layout == VIT_MAE:
+        return "ViTMAEModel" if kind == ENCODER else "ViTMAEForPreTraining"
+    return MODEL_CLASSES[kind_written(layout, kind)].__name__
 
 
 def write_weights(layout: str, place: Path, weights: Mapping[str, Tensor], max_shard_size: str) -> None:
@@ -93,7 +120,7 @@ def read_back(layout: str, place: Path) -> dict[str, Tensor]:
 
 
 def _timm_config(config: MAEConfig, license: str) -> dict[str, Any]:
-    """As timm 1.0.31 writes it for its `.mae` models; other sizes are arguments of the architecture next to them."""
+    """As timm 1.0.31 writes it for its `.mae` models; other sizes are arguments of vit_base_patch16_224."""
     preset = preset_of(config.to_dict()) or "base"
     sizes, size = PRESETS[preset], list(to_pair(config.image_size))
     arguments = {"in_chans": config.num_channels, "num_classes": 0, "global_pool": "token", "img_size": size}
@@ -107,7 +134,6 @@ def _timm_config(config: MAEConfig, license: str) -> dict[str, Any]:
         }
     if not config.qkv_bias:
         arguments["qkv_bias"] = False
-    colours = config.num_channels == 3
     return {
         "architecture": f"vit_{preset}_patch{sizes['patch_size']}_224",
         "num_classes": 0,
@@ -122,8 +148,8 @@ def _timm_config(config: MAEConfig, license: str) -> dict[str, Any]:
             "interpolation": "bicubic",
             "crop_pct": 0.9,
             "crop_mode": "center",
-            "mean": list(IMAGENET_DEFAULT_MEAN) if colours else [0.5] * config.num_channels,
-            "std": list(IMAGENET_DEFAULT_STD) if colours else [0.5] * config.num_channels,
+            "mean": list(IMAGENET_DEFAULT_MEAN),
+            "std": list(IMAGENET_DEFAULT_STD),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": "patch_embed.proj",

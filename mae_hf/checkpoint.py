@@ -1,4 +1,4 @@
-"""Safe reading of other people's files: nothing is executed, and damage is noticed."""
+"""Safe reading of other people's files: nothing is executed, and damage is noticed where a format has checksums."""
 
 import argparse
 import json
@@ -16,8 +16,9 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FOLDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
 class CheckpointError(ValueError):
@@ -72,8 +73,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise CheckpointError(text) from error
         raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint") from error
     except Exception as error:  # on damaged bytes the reader raises nearly anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
+        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
     return Checkpoint(_find_weights(path, content), _find_args(content), is_zip, (path,), _find_others(content))
 
 
@@ -108,12 +108,28 @@ def fetch_folder(name: str | Path, **hub_options: Any) -> Path:
         validate_repo_id(str(name))
     except HFValidationError as error:
         raise CheckpointError(f"{name} does not exist, and cannot be a repository of the Hub") from error
-    wanted = ["config.json", "README.md", "model*.safetensors", "model.safetensors.index.json"]
+    wanted = ["config.json", "README.md", "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME]
     folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
     if not any((folder / file).exists() for file in _FOLDER[:2]):
-        wanted = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+        wanted = ["pytorch_model*.bin", WEIGHTS_INDEX_NAME]
         folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
     return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Content of a folder's `config.json`; raises `CheckpointError` if there is none or it is damaged."""
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no readable config.json: {first_line(error)}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{folder} holds a config.json that is no dictionary")
+    return fields
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, for a message of one line; its name if it has no text."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _files_of(folder: Path) -> tuple[Path, ...]:

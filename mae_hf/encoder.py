@@ -24,7 +24,7 @@ class MAEEncoder(nn.Module):
         drop_path_rate: Stochastic depth of the last block, in [0, 1); it grows linearly from 0 in the first.
         act: Activation of the MLPs.
         eps: Epsilon of the layer norms.
-        norm: Normalise the output; classifiers that pool the mean do it after pooling.
+        final_norm: Normalise the output; classifiers that pool the mean do it after pooling.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MAEEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         act: str = "gelu",
         eps: float = 1e-6,
-        norm: bool = True,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -57,7 +57,7 @@ class MAEEncoder(nn.Module):
             )
             for n in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=eps) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dim, eps=eps) if final_norm else nn.Identity()
 
     def forward(self, x: Tensor, **kwargs: object) -> Tensor:
         """Encode tokens, `(B, N, D)` to `(B, N, D)`; keyword arguments go to the attention implementation."""

@@ -12,17 +12,9 @@ from .configuration_mae import MAEConfig, unknown_name
 from .decoder import restore_order
 from .masking import DEFAULT_MASK_RATIO, random_masking
 from .modeling_mae import MAEForPreTraining, reconstruction_loss
+from .official import LAYER_NORM, arguments_of_size, check_size, epsilon_of
 from .patch_embed import patchify, unpatchify
-from .vit import (
-    LAYER_NORM,
-    VisionTransformer,
-    arguments_of_size,
-    check_size,
-    epsilon_of,
-    vit_base_patch16,
-    vit_huge_patch14,
-    vit_large_patch16,
-)
+from .vit import VisionTransformer, vit_base_patch16, vit_huge_patch14, vit_large_patch16
 
 
 class MaskedAutoencoder(nn.Module):

@@ -170,16 +170,23 @@ class MAEPreTrainedModel(PreTrainedModel):
             **kwargs: As for `from_pretrained`: fields of the config (`layer_norm_eps=1e-6`: files on the Hub say 1e-12,
                 and this warns of it), `dtype`, `device_map`, `revision`, `token`, `output_loading_info`, ...
 
+        Returns:
+            The model, in eval mode; what the weights lack (a decoder, a head) is new, as for `from_pretrained`.
+
+        Warns:
+            UserWarning: If the epsilon is ViTMAE's default, or a decoder is asked for that is not there.
+
         Raises:
             CheckpointError: If config or weights are damaged, or keys are not those of a ViTMAE.
+            OSError: If there is no such repository.
             RuntimeError: If the weights are of other shapes than the config says.
-            ValueError: If an argument is given that this does not know.
+            ValueError: If the config is of another model or wrong, or an argument is given that this does not take.
         """
         for name in ("config", "state_dict", "subfolder", "use_safetensors", "variant"):
             if name in kwargs:
                 raise ValueError(f"from_vit_mae does not take {name}")
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        fields, weights = read_vit_mae(pretrained_model_name_or_path, hub_options)
+        fields, weights = read_vit_mae(pretrained_model_name_or_path, **hub_options)
         fields = config_from_vit_mae(fields).to_diff_dict()
         config, kwargs = MAEConfig.from_dict(fields, return_unused_kwargs=True, **kwargs)
         warn_about_epsilon(config)
@@ -247,6 +254,10 @@ class MAEModel(MAEPreTrainedModel):
     """The encoder with its tokens and positions: features of whole images, or of visible patches.
 
     Unless asked to mask, it is deterministic in eval mode and keeps image order, whatever `config.mask_ratio` is.
+
+    Args:
+        config: Configuration.
+        final_norm: Normalise the tokens after the last block; classifiers that pool the mean do it after pooling.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^head\."]  # of the whole models' folders
@@ -268,7 +279,7 @@ class MAEModel(MAEPreTrainedModel):
             drop_path_rate=config.drop_path_rate,
             act=config.hidden_act,
             eps=config.layer_norm_eps,
-            norm=final_norm,
+            final_norm=final_norm,
         )
         self.post_init()
 
@@ -448,7 +459,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
             self.head = nn.Linear(config.hidden_size, config.num_labels)
         if config.linear_probe:
             self.head = nn.Sequential(nn.BatchNorm1d(config.hidden_size, eps=1e-6, affine=False), self.head)
-        self.mae.pos_embed.requires_grad_(True)
+        self.mae.pos_embed.requires_grad_(True)  # as officially, in contrast to pretraining
         self._freeze()
         self.post_init()
 

@@ -1,6 +1,5 @@
 """ViTMAE, transformers' own masked autoencoder: its configuration, and reading its weights."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import ViTMAEConfig
 
-from .checkpoint import CheckpointError, fetch_folder, read_folder
+from .checkpoint import CheckpointError, fetch_folder, read_config, read_folder
 from .configuration_mae import MAEConfig
 from .key_maps import as_on_the_hub, count_blocks, native_to_vit_mae_names, vit_mae_to_native
 from .patch_embed import to_pair
@@ -75,14 +74,12 @@ def config_to_vit_mae(config: MAEConfig) -> ViTMAEConfig:
     return made
 
 
-def read_vit_mae(
-    name: str | Path, hub_options: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_vit_mae(name: str | Path, **hub_options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a folder or Hub repository of a ViTMAE.
 
     Args:
         name: Folder or Hub id.
-        hub_options: See `fetch_folder`.
+        **hub_options: See `fetch_folder`.
 
     Returns:
         Content of `config.json`, and the weights with native keys.
@@ -91,7 +88,7 @@ def read_vit_mae(
         CheckpointError: If the config cannot be read, weights are damaged, or keys are not those of a ViTMAE.
         OSError, ValueError: If there is no such repository.
     """
-    folder = fetch_folder(name, **(hub_options or {}))
+    folder = fetch_folder(name, **hub_options)
     fields = read_config(folder)
     weights = vit_mae_to_native(as_on_the_hub(read_folder(folder).state_dict))
     names = native_to_vit_mae_names(
@@ -100,14 +97,3 @@ def read_vit_mae(
     if strange := [key for key in weights if key not in names]:
         raise CheckpointError(f"{folder} holds weights that no ViTMAE has ({len(strange)}): {', '.join(strange[:3])}")
     return fields, weights
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Content of a folder's `config.json`; raises `CheckpointError` if there is none or it is damaged."""
-    try:
-        fields = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no readable config.json: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{folder} holds a config.json that is no dictionary")
-    return fields

@@ -146,11 +146,21 @@ def test_wrong_input_gives_one_line_and_status_1(folder, photograph, capsys, mon
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--private"], "give --push-to-hub"), (["--push-to-hub", "a/b", "--to", "official"], "writes a file")],
+    [
+        (["--private"], "give --push-to-hub"),
+        (["--push-to-hub", "a/b", "--to", "official"], "writes a file"),
+        (["--max-shard-size", "5 gigs"], "expected a number with KB, MB, GB or TB, such as 5GB, got '5 gigs'"),
+    ],
 )
-def test_options_of_the_upload_are_checked_first(tiny, tmp_path, capsys, options, message):
-    assert main(["convert", str(tiny / "full.pth"), str(tmp_path / "out"), *HEADS, *options]) == 1
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+def test_options_that_make_no_sense_are_wrong_usage(tiny, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", str(tiny / "full.pth"), str(tmp_path / "out"), *HEADS, *options])
+    assert caught.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_of_a_training_checkpoint_is_said(tiny, tmp_path, capsys):
+    assert main(["convert", str(tiny / "training_checkpoint.pth"), str(tmp_path / "out"), *HEADS]) == 0
+    assert "left out, as they are no weights: optimizer, epoch, scaler, args" in capsys.readouterr().out
 
 
 def test_every_layout_from_the_command_line(tiny, tmp_path, capsys):

@@ -13,8 +13,8 @@ from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 from mae_hf.checkpoint import CheckpointError
 from mae_hf.configuration_mae import PRESETS
 from mae_hf.conversion import convert, inspect, verify
-from mae_hf.conversion.convert import UNKNOWN_TARGET
-from mae_hf.conversion.sizes import Hints
+from mae_hf.conversion.config import Hints
+from mae_hf.conversion.convert import NORM_PIX_LOSS_NOT_TOLD
 from mae_hf.conversion.targets import read_back
 from mae_hf.key_maps import native_to_official
 
@@ -82,7 +82,9 @@ def test_training_arguments_tell_the_target_and_an_option_may_not_contradict(ref
     source = reference / "tiny" / "training_checkpoint.pth"
     done = convert(source, tmp_path / "out", hints=HEADS)
     assert done.config.norm_pix_loss and done.norm_pix_loss_from == "the training arguments in the file"
-    with pytest.raises(CheckpointError, match="say that norm_pix_loss is True: leave out the option"):
+    with pytest.raises(
+        CheckpointError, match="norm_pix_loss is True by the training arguments in the file: leave out the option"
+    ):
         convert(source, tmp_path / "other", hints=HEADS, norm_pix_loss=False)
     assert not (tmp_path / "other").exists()
 
@@ -91,7 +93,7 @@ def test_training_arguments_tell_the_target_and_an_option_may_not_contradict(ref
 def test_without_training_arguments_the_option_tells_the_target(reference, tmp_path, option, expected):
     done = convert(reference / "tiny" / "full.pth", tmp_path / "out", hints=HEADS, norm_pix_loss=option)
     assert done.config.norm_pix_loss is expected
-    assert done.norm_pix_loss_from == (UNKNOWN_TARGET if option is None else "the option")
+    assert done.norm_pix_loss_from == (NORM_PIX_LOSS_NOT_TOLD if option is None else "the option")
 
 
 def test_weights_can_be_cast_and_sharded(reference, tiny_weights, tmp_path):

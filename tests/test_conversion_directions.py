@@ -1,6 +1,7 @@
 """Every official kind, from the official layout to every other and back, bit for bit."""
 
 import json
+import re
 from collections import OrderedDict
 
 import pytest
@@ -11,8 +12,8 @@ from benchmarks.recipe import read_manifest, recipe_tensor
 from mae_hf import MAEConfig
 from mae_hf.checkpoint import CheckpointError
 from mae_hf.conversion import convert, verify
-from mae_hf.conversion.folder import differences
-from mae_hf.conversion.sizes import Hints
+from mae_hf.conversion.config import Hints
+from mae_hf.conversion.tensors import differences
 
 KINDS = ["pretrain", "pretrain_full", "finetuned", "finetuned_cls", "linprobe"]
 TINY = {"pretrain": "encoder", "pretrain_full": "full"}  # names of the tiny files where they differ
@@ -63,6 +64,14 @@ def test_pretraining_model_leaves_its_decoder_behind_on_the_way_to_timm_and_says
     assert len(lost) == 32 and all(line.startswith("decoder.") and line.endswith("is missing") for line in lost)
 
 
+def test_card_of_a_model_that_left_its_decoder_behind_speaks_of_an_encoder(reference, tmp_path):
+    with pytest.warns(UserWarning, match="the decoder is left out"):
+        convert(reference / "tiny" / "full.pth", tmp_path / "timm", to="timm", hints=HEADS)
+    card = (tmp_path / "timm" / "README.md").read_text()
+    assert "encoder only, no decoder" in card and "pretraining model" not in card
+    assert "names its tensors as missing" in card and "compares again" not in card
+
+
 @pytest.mark.parametrize("layout", ["vit_mae", "timm"])
 def test_layouts_without_a_head_refuse_classifiers(reference, tmp_path, layout):
     with pytest.raises(CheckpointError, match=f"linear probe does not go into the {layout} layout"):
@@ -72,14 +81,35 @@ def test_layouts_without_a_head_refuse_classifiers(reference, tmp_path, layout):
 
 def test_what_a_layout_has_no_place_for_is_said(reference, tmp_path):
     convert(reference / "tiny" / "full.pth", tmp_path / "native", hints=HEADS, norm_pix_loss=True)
-    config = MAEConfig.from_pretrained(tmp_path / "native", layer_norm_eps=1e-5)
-    config.save_pretrained(tmp_path / "native")
-    with pytest.warns(UserWarning) as warned:
-        convert(tmp_path / "native", tmp_path / "back.pth", to="official")
-    assert [str(warning.message).partition(":")[0] for warning in warned] == [
-        "the official layout has no place for layer_norm_eps=1e-05",
-        "the official layout has no place for norm_pix_loss=True",
-    ]
+    changes = {"layer_norm_eps": 1e-5, "mask_ratio": 0.5, "drop_path_rate": 0.1, "pooling": "cls"}
+    MAEConfig.from_pretrained(tmp_path / "native", **changes).save_pretrained(tmp_path / "native")
+    lost = {
+        "official": {*changes, "norm_pix_loss"},
+        "vit_mae": {"drop_path_rate", "pooling"},
+        "timm": {*changes, "decoder"},
+    }
+    for layout, names in lost.items():
+        with pytest.warns(UserWarning) as warned:
+            convert(tmp_path / "native", tmp_path / layout, to=layout)
+        found = [re.search(r"no place for (\w+)=|the (decoder) is left out", str(w.message)) for w in warned]
+        assert {match[1] or match[2] for match in found} == names
+
+
+def test_names_of_classes_are_lost_on_the_way_to_the_official_layout_which_is_said(reference, tmp_path):
+    convert(reference / "tiny" / "finetuned.pth", tmp_path / "native", hints=HEADS)
+    convert(tmp_path / "native", tmp_path / "plain.pth", to="official")
+    labels = {n: f"digit {n}" for n in range(10)}
+    MAEConfig.from_pretrained(tmp_path / "native", id2label=labels).save_pretrained(tmp_path / "native")
+    with pytest.warns(UserWarning, match="no place for the names of the classes"):
+        convert(tmp_path / "native", tmp_path / "named.pth", to="official")
+
+
+def test_names_of_code_files_do_not_come_along_without_them(reference, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "native", hints=HEADS)
+    path = tmp_path / "native" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_mae.MAEModel"}}))
+    convert(tmp_path / "native", tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
 
 
 def test_vit_mae_cannot_have_images_that_are_not_square(reference, tmp_path):

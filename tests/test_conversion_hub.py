@@ -86,5 +86,5 @@ def test_what_the_hub_refuses_is_one_line_and_leaves_the_folder(reference, hub, 
     assert "is complete, but was not uploaded to not a name" in done.stderr and done.stderr.count("\n") == 1
     assert (tmp_path / "full" / "config.json").exists()
     done = run("-m", "mae_hf.cli", "inspect", "someone/nothing", status=1)
-    assert "someone/nothing is no file or folder here, nor a model on the Hub" in done.stderr
+    assert "someone/nothing is no file or folder here, nor on the Hub" in done.stderr
     assert done.stderr.count("\n") == 1

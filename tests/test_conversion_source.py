@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from mae_hf.checkpoint import CheckpointError
 from mae_hf.conversion import convert, inspect, verify
-from mae_hf.conversion.sizes import Hints
+from mae_hf.conversion.config import Hints
 from mae_hf.conversion.source import read_source
 
 HEADS = Hints(4, 4)
@@ -68,7 +68,25 @@ def test_options_that_contradict_a_folder_are_refused(folders):
     for hints, field in ((Hints(8), "num_attention_heads is 4"), (Hints(image_size=(16, 64)), "image_size is 32")):
         with pytest.raises(CheckpointError, match=f"its config.json says that {field}: leave out the option"):
             convert(folders / "mae_hf", folders / "out", hints=hints)
+        with pytest.raises(CheckpointError, match="leave out the option"):
+            convert(folders / "timm", folders / "out", hints=hints)
     convert(folders / "mae_hf", folders / "out", hints=Hints(4, image_size=(32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": ["a", "b"]}, "img_size must be a side or two of them, got ..a', 'b'."),
+        ({"img_size": [32]}, "img_size must be a side or two of them"),
+        ({"num_heads": "x"}, "num_heads must be a positive int, got 'x'"),
+    ],
+)
+def test_config_of_timm_that_makes_no_sense_is_refused(folders, arguments, message):
+    path = folders / "timm" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_args": arguments}))
+    for command in (inspect, lambda source: convert(source, folders / "out")):
+        with pytest.raises(CheckpointError, match=message):
+            command(folders / "timm")
 
 
 def test_licence_of_the_card_goes_along_unless_another_is_given(reference, folders):
@@ -123,7 +141,7 @@ def test_weights_doubled_under_another_layout_are_refused(reference, tiny_weight
         ("./some/where", "some/where does not exist"),
         ("some/where.pth", "some/where.pth does not exist$"),
         ("mae_visualize_vit_base.pth", "does not exist; without .pth, mae_visualize_vit_base would be downloaded"),
-        ("someone/something", "someone/something is no file or folder here, nor a model on the Hub: "),
+        ("someone/something", "someone/something is no file or folder here, nor on the Hub: "),
     ],
 )
 def test_what_is_nowhere_is_said_in_one_line(name, message):

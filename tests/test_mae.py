@@ -22,7 +22,7 @@ from mae_hf import (
     mae_vit_base_patch16,
 )
 from mae_hf.conversion import convert
-from mae_hf.conversion.official import Hints
+from mae_hf.conversion.config import Hints
 
 TINY = {
     "img_size": 32,

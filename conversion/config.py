@@ -1,36 +1,36 @@
-"""The configuration of what is converted, and whether the weights are all there."""
+"""The configuration of what is converted: from a folder's own, or from keys, shapes and training arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mae_hf.checkpoint import CheckpointError
+from mae_hf.checkpoint import CheckpointError, first_line
 from mae_hf.configuration_mae import PRESETS, MAEConfig
 from mae_hf.key_maps import count_blocks
-from mae_hf.modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from mae_hf.patch_embed import square_grid, to_pair
 from mae_hf.vit_mae import config_from_vit_mae, warn_about_epsilon
 
+from .kinds import CLASSIFIERS, LINPROBE, PRETRAINING
 from .labels import imagenet_labels
-from .layouts import CLASSIFIERS, ENCODER, LINPROBE, MAE_HF, PRETRAINING, VIT_MAE, from_native
+from .layouts import MAE_HF, TIMM, VIT_MAE
 from .source import Source
 
 _PRESETS = [MAEConfig.from_preset(name) for name in PRESETS]
 _HEADS = {preset.hidden_size: preset.num_attention_heads for preset in _PRESETS}  # by width
 _DECODER_HEADS = {preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in _PRESETS}
-MODEL_CLASSES: dict[str, type[MAEPreTrainedModel]] = {
-    PRETRAINING: MAEForPreTraining,
-    ENCODER: MAEModel,
-    **dict.fromkeys(CLASSIFIERS, MAEForImageClassification),
-}
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What the tensors do not tell, as given by the caller; None stands for not given."""
+    """What the tensors do not tell, as given by the caller; None stands for not given.
+
+    Attributes:
+        num_attention_heads: Heads of the encoder.
+        decoder_num_attention_heads: Heads of the decoder.
+        image_size: (height, width) in pixels.
+    """
 
     num_attention_heads: int | None = None
     decoder_num_attention_heads: int | None = None
@@ -56,7 +56,9 @@ def read_sizes(source: Source, hints: Hints = NO_HINTS) -> dict[str, Any]:
     """
     if source.layout in (MAE_HF, VIT_MAE):
         return config_of(source, hints).to_dict()
-    state_dict, hints = source.state_dict, _hints_of_timm(source.fields, hints)
+    state_dict = source.state_dict
+    if source.layout == TIMM:
+        hints = _with_timm(hints, source.fields)
     width, channels, patch_size, _ = _shape(state_dict, "patch_embed.proj.weight", 4)
     _, num_rows, _ = _shape(state_dict, "pos_embed", 3)
     heads = hints.num_attention_heads
@@ -81,13 +83,27 @@ def read_sizes(source: Source, hints: Hints = NO_HINTS) -> dict[str, Any]:
     return sizes
 
 
-def _hints_of_timm(fields: Mapping[str, Any], hints: Hints) -> Hints:
+def _with_timm(hints: Hints, config: Mapping[str, Any]) -> Hints:
     """Add what the config of a timm folder tells."""
-    given = fields.get("model_args")
-    arguments = given if isinstance(given, dict) else {}
+    arguments = config.get("model_args")
+    arguments = arguments if isinstance(arguments, dict) else {}
     heads, size = arguments.get("num_heads"), arguments.get("img_size")
-    size = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) and len(size) == 2 else None
-    return Hints(hints.num_attention_heads or heads, hints.decoder_num_attention_heads, hints.image_size or size)
+    size = [size, size] if isinstance(size, int) else size
+    if heads is not None:
+        if not _is_count(heads):
+            raise CheckpointError(f"its config.json is wrong: num_heads must be a positive int, got {heads!r}")
+        _check_hint("num_attention_heads", hints.num_attention_heads, heads)
+        hints = replace(hints, num_attention_heads=heads)
+    if size is not None:
+        if not (isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))):
+            raise CheckpointError(f"its config.json is wrong: img_size must be a side or two of them, got {size!r}")
+        _check_hint("image_size", hints.image_size, tuple(size))
+        hints = replace(hints, image_size=tuple(size))
+    return hints
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def config_of(source: Source, hints: Hints = NO_HINTS) -> MAEConfig:
@@ -103,16 +119,22 @@ def config_of(source: Source, hints: Hints = NO_HINTS) -> MAEConfig:
     """
     try:
         if source.layout in (MAE_HF, VIT_MAE):
-            made = MAEConfig.from_dict(dict(source.fields)) if source.layout == MAE_HF else _from_vit_mae(source.fields)
-            _check_hints(made, hints)
+            made = _from_native(source.fields) if source.layout == MAE_HF else _from_vit_mae(source.fields)
+            for field in fields(hints):
+                _check_hint(field.name, getattr(hints, field.name), getattr(made, field.name))
             return made
         return MAEConfig(**_sizes_and_heads(source, hints), **_head(source), **_training_fields(source.args))
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"the sizes do not fit: {error}") from error
-    except Exception as error:  # a folder's config may hold anything
-        raise CheckpointError(f"its config.json is wrong: {str(error).partition(chr(10))[0]}") from error
+        raise CheckpointError(f"the configuration does not fit: {error}") from error
+    except Exception as error:  # a folder's config or training arguments may hold anything
+        raise CheckpointError(f"its configuration is wrong: {first_line(error)}") from error
+
+
+def _from_native(fields: Mapping[str, Any]) -> MAEConfig:
+    code = ("auto_map",)  # names files of code, which are not converted
+    return MAEConfig.from_dict({name: value for name, value in fields.items() if name not in code})
 
 
 def _from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:
@@ -121,11 +143,9 @@ def _from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:
     return made
 
 
-def _check_hints(config: MAEConfig, hints: Hints) -> None:
-    for field in fields(hints):
-        hint, found = getattr(hints, field.name), getattr(config, field.name)
-        if hint is not None and hint != (to_pair(found) if isinstance(hint, tuple) else found):
-            raise CheckpointError(f"its config.json says that {field.name} is {found}: leave out the option")
+def _check_hint(name: str, hint: Any, found: Any) -> None:
+    if hint is not None and hint != (to_pair(found) if isinstance(hint, tuple) else found):
+        raise CheckpointError(f"its config.json says that {name} is {found}: leave out the option")
 
 
 def _sizes_and_heads(source: Source, hints: Hints) -> dict[str, Any]:
@@ -157,49 +177,6 @@ def _training_fields(args: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the config that training arguments tell."""
     told = {"mask_ratio": args.get("mask_ratio"), "drop_path_rate": args.get("drop_path")}
     return {name: value for name, value in told.items() if isinstance(value, float)}
-
-
-def check_complete(source: Source, config: MAEConfig) -> None:
-    """Raise `CheckpointError`, naming keys, unless the model of this config has just these keys and shapes."""
-    with torch.device("meta"):
-        wanted = MODEL_CLASSES[source.kind](config).state_dict()
-    if source.kind == ENCODER:
-        wanted = {f"mae.{key}": value for key, value in wanted.items()}
-    wanted = from_native(source.layout, wanted)
-    found = source.state_dict
-    both = [key for key in wanted if key in found]
-    problems = {
-        "missing": [key for key in wanted if key not in found],
-        "not known": [key for key in found if key not in wanted],
-        "of a type that no weight has": [
-            f"{key} {found[key].dtype}"
-            for key in both
-            if found[key].is_floating_point() != wanted[key].is_floating_point()
-        ],
-        "of a shape that contradicts the others": [
-            f"{key} {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}"
-            for key in both
-            if found[key].shape != wanted[key].shape
-        ],
-    }
-    for what, keys in problems.items():
-        if keys:
-            raise CheckpointError(
-                f"keys are {what} ({len(keys)}): {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
-            )
-
-
-def class_name(layout: str, kind: str) -> str:
-    """Name of the class that loads a folder: of this package, or of transformers for a ViTMAE."""
-    if layout == VIT_MAE:
-        return "ViTMAEModel" if kind == ENCODER else "ViTMAEForPreTraining"
-    return MODEL_CLASSES[kind].__name__
-
-
-def count_parameters(state_dict: Mapping[str, Tensor]) -> int:
-    """Number of parameters in weights of any layout, the running statistics of a linear probe left out."""
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(value.numel() for key, value in state_dict.items() if not key.endswith(statistics))
 
 
 def preset_of(sizes: Mapping[str, Any]) -> str | None:

@@ -1,19 +1,15 @@
-"""Writing a folder whole or not at all, and reading its tensors back."""
+"""Putting a folder or file in its place whole or not at all."""
 
-import json
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from mae_hf.checkpoint import CheckpointError, read_checkpoint
+from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_config
 
 from .layouts import MAE_HF, OFFICIAL, layout_of_config, layout_of_keys
 
@@ -155,42 +151,6 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
 def _is_converted(folder: Path) -> bool:
     """A folder of ours, or one of another layout with a card of ours."""
     try:
-        layout = layout_of_config(json.loads((folder / "config.json").read_text()))
-        return layout == MAE_HF or "mae_hf" in (folder / "README.md").read_text()
-    except (OSError, ValueError, AttributeError):
+        return layout_of_config(read_config(folder)) == MAE_HF or "mae_hf" in (folder / "README.md").read_text()
+    except (OSError, ValueError):
         return False
-
-
-def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy what is not contiguous, is a part of a larger storage, or shares one: safetensors takes none of these."""
-    owned, seen = {}, set()
-    for key, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        owned[key] = tensor if alone and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
-    return owned
-
-
-def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Compare tensors both ways, bit for bit: one line for each that is missing, extra or different."""
-    lines = [f"{key} is missing" for key in wanted if key not in found]
-    lines += [f"{key} is extra" for key in found if key not in wanted]
-    for key in wanted:
-        if key in found and (difference := _difference(wanted[key], found[key])):
-            lines.append(f"{key} {difference}")
-    return lines
-
-
-def _difference(wanted: Tensor, found: Tensor) -> str | None:
-    if wanted.dtype != found.dtype:
-        return f"is {found.dtype}, not {wanted.dtype}"
-    if wanted.shape != found.shape:
-        return f"has the shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
-    same = torch.equal(_bytes(wanted), _bytes(found))
-    return None if same else "has other values"
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """The bits of a tensor, so that NaN equals itself and -0.0 differs from 0.0."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

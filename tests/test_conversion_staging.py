@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.conversion.folder import _MACHINE, differences, own_storage, staged
+from mae_hf.conversion.staging import _MACHINE, staged
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD, NEW = '{"model_type": "mae", "old": 1}', '{"model_type": "mae", "new": 1}'
@@ -192,20 +192,3 @@ def test_full_disk_leaves_nothing(reference, tmp_path):
     done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and list(tmp_path.iterdir()) == []
     assert "cannot be written" in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_difference_is_one_of_bits():
-    nan = torch.tensor([float("nan"), 0.0])
-    assert differences({"a": nan}, {"a": nan.clone()}) == []
-    assert differences({"a": torch.zeros(1)}, {"a": -torch.zeros(1)}) == ["a has other values"]
-    assert differences({"a": torch.tensor(1.0)}, {"a": torch.tensor(1.0)}) == []
-    assert differences({"a": torch.zeros(1)}, {"a": torch.zeros(2)}) == ["a has the shape (2,), not (1,)"]
-
-
-def test_tensors_that_share_or_waste_storage_get_their_own():
-    flat = torch.arange(6.0)
-    given = {"a": flat, "b": flat, "c": flat[:2], "d": flat.reshape(2, 3).T, "e": torch.zeros(1).expand(4)}
-    owned = own_storage(given)
-    assert all(torch.equal(owned[key], value) for key, value in given.items())
-    assert owned["a"] is flat and len({value.data_ptr() for value in owned.values()}) == 5
-    assert all(value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes for value in owned.values())
