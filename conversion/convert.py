@@ -1,6 +1,7 @@
 """From any layout to any other, through the native one, and proof that nothing was changed."""
 
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ from mae_hf.configuration_mae import MAEConfig
 
 from .cards import Provenance, folder_card
 from .catalogue import LICENSE, Release, md5s_of, recognise
-from .complete import check_complete
+from .complete import complete_weights
 from .config import NO_HINTS, Hints, config_of, preset_of
 from .kinds import CLASSIFIERS, PRETRAINING
 from .layouts import MAE_HF, OFFICIAL, TIMM, as_own_class, from_native, to_native
 from .source import Source, read_source
 from .staging import check_destination, staged
 from .targets import check_target, class_name, kind_written, not_kept, read_back, write_config, write_weights
-from .tensors import cast, common_dtype, differences, first_few, not_finite, own_storage
+from .tensors import cast, differences, first_few, not_finite, own_storage, widest_dtype
 
 NORM_PIX_LOSS_NOT_TOLD = "the default, as neither the file nor an option tells"
 
@@ -89,9 +90,8 @@ def convert(
     try:
         check_target(to, found.kind)
         config = config_of(found, hints)
-        check_complete(found, config)
-        weights = _weights_for(to, found, dtype)
-        config.dtype = common_dtype(weights)
+        weights = _weights_for(to, found.kind, complete_weights(found, config), dtype)
+        config.dtype = widest_dtype(weights)
         with ThreadPoolExecutor(1) as pool, staged(destination, overwrite, one_file=to == OFFICIAL) as place:
             md5s = pool.submit(md5s_of, found.files)  # takes as long as all the rest together
             odd = not_finite(weights)
@@ -123,12 +123,11 @@ def convert(
     )
 
 
-def _weights_for(layout: str, source: Source, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _weights_for(layout: str, kind: str, native: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """What is to be written, under the names of the layout, each tensor with a storage of its own."""
-    native = to_native(source.layout, source.state_dict)
     if layout == TIMM:
         native = {key: value for key, value in native.items() if not key.startswith("decoder.")}
-    return own_storage(cast(as_own_class(layout, source.kind, from_native(layout, native)), dtype))
+    return own_storage(cast(as_own_class(layout, kind, from_native(layout, native)), dtype))
 
 
 def verify(source: str | Path, destination: str | Path) -> list[str]:
@@ -140,8 +139,16 @@ def verify(source: str | Path, destination: str | Path) -> list[str]:
     Raises:
         CheckpointError: If one of the two cannot be read.
     """
-    wanted, found = (to_native(read.layout, read.state_dict) for read in map(read_source, (source, destination)))
+    wanted, found = (_native(name) for name in (source, destination))
     return differences(wanted, found)
+
+
+def _native(name: str | Path) -> dict[str, Tensor]:
+    read = read_source(name)
+    try:
+        return to_native(read.layout, read.state_dict)
+    except ValueError as error:
+        raise CheckpointError(f"{name} cannot be compared: {error}") from error
 
 
 def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, release: Release | None) -> tuple[bool, str]:
@@ -149,9 +156,9 @@ def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, relea
     told, origin = source.args.get("norm_pix_loss"), "the training arguments in the file"
     if "norm_pix_loss" in source.fields:
         told, origin = config.norm_pix_loss, "the config of the folder"
-    if told not in (False, True) and release is not None:
+    if not isinstance(told, int) and release is not None:  # arguments may hold anything
         told, origin = release.norm_pix_loss, "the catalogue of released files"
-    if told not in (False, True):
+    if not isinstance(told, int):
         if option is not None:
             return option, "the option"
         if source.kind == PRETRAINING:
@@ -160,6 +167,6 @@ def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, relea
             False,
             f"the default, which {'a classifier' if source.kind in CLASSIFIERS else 'an encoder'} has no use for",
         )
-    if option is not None and option != told:
-        raise CheckpointError(f"norm_pix_loss is {told} by {origin}: leave out the option that says otherwise")
+    if option is not None and option != bool(told):
+        raise CheckpointError(f"norm_pix_loss is {bool(told)} by {origin}: leave out the option that says otherwise")
     return bool(told), origin

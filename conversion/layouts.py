@@ -64,7 +64,7 @@ def layout_of_config(fields: Mapping[str, Any]) -> str:
         CheckpointError: If it is of another model.
     """
     layouts = {MAEConfig.model_type: MAE_HF, ViTMAEConfig.model_type: VIT_MAE}
-    if (model_type := fields.get("model_type")) in layouts:
+    if isinstance(model_type := fields.get("model_type"), str) and model_type in layouts:
         return layouts[model_type]
     if model_type is None and isinstance(fields.get("architecture"), str):
         return TIMM

@@ -26,7 +26,7 @@ class Source:
 
     Attributes:
         path: File or folder.
-        name: What to call it: the name of the file or folder, or the Hub id.
+        name: What to call it: the name of the file or folder, or the Hub id, in one line of plain text.
         layout: "official", "mae_hf", "vit_mae" or "timm".
         kind: "pretraining", "encoder", "finetuned", "finetuned_cls" or "linprobe".
         state_dict: Weights under the names of the layout, in the order of the file.
@@ -89,16 +89,16 @@ def read_source(name: str | Path) -> Source:
 
 def _read_file(path: Path) -> Source:
     found = read_checkpoint(path)
-    weights = as_whole_model(found.state_dict)
     try:
+        weights = as_whole_model(found.state_dict)
         layout = layout_of_keys(weights)
         if layout != OFFICIAL:
             raise CheckpointError(f"its keys are those of the {layout} layout: name the folder with its config.json")
-    except CheckpointError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not taken: {error}") from error
     return Source(
         path=path,
-        name=path.name,
+        name=_plain(path.name),
         layout=layout,
         kind=kind_of(weights),
         state_dict=weights,
@@ -112,16 +112,16 @@ def _read_file(path: Path) -> Source:
 def _read_folder(path: Path, name: str) -> Source:
     fields = read_config(path)
     found = read_folder(path)
-    weights = as_whole_model(found.state_dict)
     try:
+        weights = as_whole_model(found.state_dict)
         layout, by_keys = layout_of_config(fields), layout_of_keys(weights)
         if by_keys != (OFFICIAL if layout == TIMM else layout):
             raise CheckpointError(f"its config is that of the {layout} layout, its keys are of the {by_keys} layout")
-    except CheckpointError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not taken: {error}") from error
     return Source(
         path=path,
-        name=name,
+        name=_plain(name),
         layout=layout,
         kind=kind_of(weights),
         state_dict=weights,
@@ -139,3 +139,8 @@ def _license_of(card: Path) -> str | None:
     except Exception:
         return None
     return license if isinstance(license, str) else None
+
+
+def _plain(name: str) -> str:
+    """A name without what would break a table in a card."""
+    return re.sub(r"[\s|`]+", " ", name)

@@ -1,5 +1,6 @@
 """Dictionaries of tensors: what they hold, and whether two are the same."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -29,10 +30,9 @@ def first_few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
 
 
-def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
-    """The dtype that all floating-point tensors have, or None."""
-    dtypes = {value.dtype for value in tensors.values() if value.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else None
+def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds all floating-point tensors without loss, in which a model of them is to be loaded."""
+    return functools.reduce(torch.promote_types, {x.dtype for x in tensors.values() if x.is_floating_point()})
 
 
 def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

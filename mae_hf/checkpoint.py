@@ -1,13 +1,18 @@
 """Safe reading of other people's files: nothing is executed, and damage is noticed where a format has checksums."""
 
 import argparse
+import io
 import json
+import pickletools
 import re
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -18,6 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+_PLAIN = re.compile(
+    r"torch\._utils\._rebuild_(tensor|parameter)|torch\.\w*(Storage|Size)$|collections\.|argparse\.Namespace$"
+)
 _FOLDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
@@ -36,6 +44,7 @@ class Checkpoint:
             have none.
         files: The files that were read.
         others: What else the file holds beside the weights, such as "optimizer" and "args".
+        wrapped: Whether the weights stand under "model", as officially.
     """
 
     state_dict: dict[str, Tensor]
@@ -43,6 +52,7 @@ class Checkpoint:
     checksummed: bool = True
     files: tuple[Path, ...] = ()
     others: tuple[str, ...] = ()
+    wrapped: bool = False
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -61,20 +71,23 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     _check_file(path)
     if path.suffix == ".safetensors":
         return Checkpoint(_read_safetensors(path), checksummed=False, files=(path,))
-    is_zip = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # by which PyTorch tells it, too
     if is_zip:
         _check_zip(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with _only_namespace_allowed():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
-        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
-            text = f"{path} holds {foreign[1]} beside weights, which could run code: it is not read"
+        if foreign := _foreign_classes(path, is_zip):
+            text = f"{path} holds {', '.join(foreign[:3])} beside weights, which could run code: it is not read"
             raise CheckpointError(text) from error
-        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint") from error
+        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
     except Exception as error:  # on damaged bytes the reader raises nearly anything
         raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
-    return Checkpoint(_find_weights(path, content), _find_args(content), is_zip, (path,), _find_others(content))
+    weights, wrapped = _find_weights(path, content), "model" in content
+    others = tuple(str(name) for name in content if name != "model") if wrapped else ()
+    return Checkpoint(weights, _find_args(content), is_zip, (path,), others, wrapped)
 
 
 def read_folder(folder: str | Path) -> Checkpoint:
@@ -120,7 +133,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Content of a folder's `config.json`; raises `CheckpointError` if there is none or it is damaged."""
     try:
         fields = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no readable config.json: {first_line(error)}") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{folder} holds a config.json that is no dictionary")
@@ -139,8 +152,8 @@ def _files_of(folder: Path) -> tuple[Path, ...]:
     if found.suffix != ".json":
         return (found,)
     try:
-        names = sorted(set(json.loads(found.read_text())["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        names = sorted({str(name) for name in json.loads(found.read_text())["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{found} is damaged: {error}") from error
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
@@ -153,6 +166,58 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, LookupError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+@contextmanager
+def _only_namespace_allowed() -> Iterator[None]:
+    """`argparse.Namespace` as the only class: importing parts of PyTorch allows some that do more than hold data."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unusual pickles, which are then refused
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+
+
+def _foreign_classes(path: Path, is_zip: bool) -> list[str]:
+    """Classes and functions that a refused pickle names, those of a plain checkpoint left out; nothing is executed."""
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+            names = _globals_of(io.BytesIO(pickled))
+        else:
+            with path.open("rb") as file:
+                names = _globals_of(file)
+    except (OSError, StopIteration, zipfile.BadZipFile):
+        return []
+    return [name for name in dict.fromkeys(names) if not _PLAIN.match(name)]
+
+
+def _globals_of(file: BinaryIO) -> list[str]:
+    """Names that pickles call for, one pickle after the other until there is no more."""
+    names: list[str] = []
+    try:
+        while True:
+            strings: list[str] = []  # as they come onto the stack, which is where STACK_GLOBAL finds its two
+            memo: dict[int, str] = {}
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif operation.name == "MEMOIZE":
+                    memo[len(memo)] = strings[-1] if strings else ""
+                elif operation.name in ("BINGET", "LONG_BINGET"):
+                    strings.append(memo.get(int(argument or 0), ""))
+                elif "UNICODE" in operation.name:
+                    strings.append(str(argument))
+    except Exception:  # the end, or no pickle
+        return names
 
 
 def _check_file(path: Path) -> None:
@@ -190,12 +255,8 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _find_others(content: Any) -> tuple[str, ...]:
-    return tuple(str(name) for name in content if name != "model") if "model" in content else ()
-
-
 def _find_args(content: Any) -> dict[str, Any]:
     args = content.get("args") if isinstance(content, dict) else None
     if isinstance(args, argparse.Namespace):
-        return vars(args)
-    return args if isinstance(args, dict) else {}
+        args = vars(args)
+    return {str(name): value for name, value in args.items()} if isinstance(args, dict) else {}

@@ -127,9 +127,9 @@ def count_blocks(keys: Iterable[str], prefix: str) -> int:
 
 
 def official_to_native(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Rename official keys to native ones; a key that is not official stays as it is."""
+    """Rename official keys to native ones; others stay. Raises `ValueError` if two keys would become one."""
     names = official_to_native_names(count_blocks(state_dict, "blocks."), count_blocks(state_dict, "decoder_blocks."))
-    return {names.get(key, key): value for key, value in state_dict.items()}
+    return _rename(state_dict, names)
 
 
 def native_to_official(state_dict: Mapping[str, Value]) -> dict[str, Value]:
@@ -158,24 +158,33 @@ def vit_mae_to_native(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename ViTMAE's keys (see `as_on_the_hub`) to native ones and fuse query, key and value; other keys stay.
 
     Where one of the three is missing or of another shape or dtype, they stay as they are.
+
+    Raises:
+        ValueError: If two keys would become one.
     """
     names = native_to_vit_mae_names(
         count_blocks(state_dict, "vit.encoder.layer."), count_blocks(state_dict, "decoder.decoder_layers.")
     )
-    renamed, others = {}, dict(state_dict)
+    renamed: dict[str, Tensor] = {}
+    others = dict(state_dict)
     for native, vit_mae in names.items():
         parts = [state_dict[key] for key in vit_mae if key in state_dict]
         if len(parts) == len(vit_mae) and len({(part.shape, part.dtype) for part in parts}) == 1:
             renamed[native] = torch.cat(parts) if len(parts) > 1 else parts[0]
             for key in vit_mae:
                 del others[key]
-    return {**renamed, **others}
+    for key, value in others.items():
+        _put(renamed, key, value)
+    return renamed
 
 
 def as_on_the_hub(state_dict: Mapping[str, Value]) -> dict[str, Value]:
     """Give ViTMAE's keys the names that the files on the Hub have.
 
     A lone `ViTMAEModel` is saved without `vit.`, and transformers 5.23 saves blocks of a decoder under another name.
+
+    Raises:
+        ValueError: If two keys would become one.
     """
     depth = count_blocks(state_dict, "decoder.decoder_encoder.layer.")
     block = [name for names in _VIT_MAE_BLOCK.values() for name in names]
@@ -186,4 +195,17 @@ def as_on_the_hub(state_dict: Mapping[str, Value]) -> dict[str, Value]:
     }
     if "embeddings.cls_token" in state_dict:
         names |= {key: f"vit.{key}" for key in state_dict}
-    return {names.get(key, key): value for key, value in state_dict.items()}
+    return _rename(state_dict, names)
+
+
+def _rename(state_dict: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
+    renamed: dict[str, Value] = {}
+    for key, value in state_dict.items():
+        _put(renamed, names.get(key, key), value)
+    return renamed
+
+
+def _put(state_dict: dict[str, Value], key: str, value: Value) -> None:
+    if key in state_dict:
+        raise ValueError(f"two of the keys stand for {key}")
+    state_dict[key] = value

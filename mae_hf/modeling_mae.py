@@ -155,7 +155,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         )
         model, info = loaded
         if not ignore_mismatched_sizes:
-            _refuse_other_size(model, _stored_config(name, kwargs))
+            _refuse_other_size(model.config, _stored_config(name, kwargs))
             _refuse_mismatched_sizes(info["mismatched_keys"])
         model._freeze()
         model._warn_about_missing_keys(info["missing_keys"])
@@ -187,8 +187,9 @@ class MAEPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"from_vit_mae does not take {name}")
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         fields, weights = read_vit_mae(pretrained_model_name_or_path, **hub_options)
-        fields = config_from_vit_mae(fields).to_diff_dict()
-        config, kwargs = MAEConfig.from_dict(fields, return_unused_kwargs=True, **kwargs)
+        theirs = config_from_vit_mae(fields)
+        config, kwargs = MAEConfig.from_dict(theirs.to_diff_dict(), return_unused_kwargs=True, **kwargs)
+        _refuse_other_size(config, {"image_size": theirs.image_size})
         warn_about_epsilon(config)
         return cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
 
@@ -233,9 +234,9 @@ def _stored_config(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _refuse_other_size(model: MAEPreTrainedModel, stored: dict[str, Any]) -> None:
+def _refuse_other_size(config: MAEConfig, stored: dict[str, Any]) -> None:
     """Raise if a checkpoint is loaded in another size: if the number of patches agrees, nothing else would tell."""
-    found, wanted = stored.get("image_size", model.config.image_size), model.config.image_size
+    found, wanted = stored.get("image_size", config.image_size), config.image_size
     if to_pair(found) != to_pair(wanted):
         raise ValueError(
             f"the checkpoint was made for image size {found}, not {wanted}: load it with the size it has, then call "

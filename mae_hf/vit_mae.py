@@ -10,7 +10,7 @@ from transformers import ViTMAEConfig
 
 from .checkpoint import CheckpointError, fetch_folder, read_config, read_folder
 from .configuration_mae import MAEConfig
-from .key_maps import as_on_the_hub, count_blocks, native_to_vit_mae_names, vit_mae_to_native
+from .key_maps import as_on_the_hub, native_to_vit_mae_names, vit_mae_to_native
 from .patch_embed import to_pair
 
 _FIELDS = (
@@ -91,9 +91,20 @@ def read_vit_mae(name: str | Path, **hub_options: Any) -> tuple[dict[str, Any], 
     folder = fetch_folder(name, **hub_options)
     fields = read_config(folder)
     weights = vit_mae_to_native(as_on_the_hub(read_folder(folder).state_dict))
-    names = native_to_vit_mae_names(
-        count_blocks(weights, "mae.encoder.blocks."), count_blocks(weights, "decoder.blocks.")
-    )
-    if strange := [key for key in weights if key not in names]:
-        raise CheckpointError(f"{folder} holds weights that no ViTMAE has ({len(strange)}): {', '.join(strange[:3])}")
+    wanted = _native_names(config_from_vit_mae(fields), any(key.startswith("decoder.") for key in weights))
+    for what, keys in (
+        ("no ViTMAE has", [key for key in weights if key not in wanted]),
+        ("are missing", [key for key in wanted if key not in weights]),
+    ):
+        if keys:
+            raise CheckpointError(f"{folder}: weights that {what} ({len(keys)}): {', '.join(keys[:3])}")
     return fields, weights
+
+
+def _native_names(config: MAEConfig, with_decoder: bool) -> list[str]:
+    names = native_to_vit_mae_names(config.num_hidden_layers, config.decoder_num_hidden_layers)
+    return [
+        name
+        for name in names
+        if (with_decoder or not name.startswith("decoder.")) and (config.qkv_bias or not name.endswith("qkv.bias"))
+    ]

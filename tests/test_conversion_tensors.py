@@ -1,6 +1,6 @@
 import torch
 
-from mae_hf.conversion.tensors import cast, common_dtype, differences, not_finite, own_storage
+from mae_hf.conversion.tensors import cast, differences, not_finite, own_storage, widest_dtype
 
 
 def test_difference_is_one_of_bits():
@@ -29,9 +29,10 @@ def test_cast_leaves_integers_alone():
     }
 
 
-def test_common_dtype_is_that_of_all_floating_point_tensors():
-    assert common_dtype({"a": torch.zeros(1), "n": torch.tensor(3)}) == torch.float32
-    assert common_dtype({"a": torch.zeros(1), "b": torch.zeros(1).half()}) is None
+def test_widest_dtype_holds_all_floating_point_tensors():
+    whole, half, brain = (torch.zeros(1, dtype=x) for x in (torch.float32, torch.float16, torch.bfloat16))
+    assert widest_dtype({"a": half, "n": torch.tensor(3)}) == torch.float16
+    assert widest_dtype({"a": half, "b": whole}) == widest_dtype({"a": half, "b": brain}) == torch.float32
 
 
 def test_keys_of_tensors_that_are_not_finite():
