@@ -14,7 +14,7 @@ from torch import Tensor
 from mae_hf.configuration_mae import PRESETS, MAEConfig
 from mae_hf.modeling_mae import NO_DECODER
 
-from .catalogue import LICENSE, Release, is_proven
+from .catalogue import LICENSE, Release, is_proven, recognised_by
 from .config import NUM_IMAGENET_CLASSES
 from .kinds import CLASSIFIERS, DESCRIPTIONS
 from .layouts import TIMM, VIT_MAE
@@ -66,6 +66,16 @@ class Provenance:
     license: str
     norm_pix_loss_from: str
     dtype: torch.dtype | None = None
+
+    @property
+    def recognised_by(self) -> str:
+        """What the released file was recognised by."""
+        return recognised_by(self.release, self.md5s) if self.release else ""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the file bears the name of a release with another md5 than the published one."""
+        return bool(self.release and self.release.md5_prefix and not is_proven(self.release, self.md5s))
 
     @property
     def accuracy(self) -> tuple[float, float] | None:
@@ -140,7 +150,7 @@ def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights:
         library_name="timm" if layout == TIMM else "transformers",
         pipeline_tag="image-classification" if kind in CLASSIFIERS else "image-feature-extraction",
         tags=_TAGS,
-        datasets=["imagenet-1k"] if provenance.release else None,
+        datasets=["imagenet-1k"] if provenance.release and not provenance.is_changed else None,
         model_name=name if accuracy else None,
         eval_results=_results(*accuracy) if accuracy else None,
     )

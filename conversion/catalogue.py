@@ -74,7 +74,13 @@ def md5s_of(files: Iterable[Path]) -> dict[str, str]:
 def recognise(path: Path, md5s: Mapping[str, str], kind: str, preset: str | None) -> Release | None:
     """The released file that a local file is, or None.
 
-    By md5, which proves it; else by file name, if the kind, the preset and (where published) the number of bytes agree.
+    By md5, which proves it; else by file name, if kind, sizes and (where published) the number of bytes agree.
+
+    Args:
+        path: File; nothing else is a released one.
+        md5s: Of the files that were read.
+        kind: Of the weights.
+        preset: Whose sizes the weights have in all that the released files have in common, or None.
     """
     if not path.is_file():  # a folder was made from something, or trained
         return None
@@ -92,3 +98,10 @@ def is_proven(release: Release, md5s: Mapping[str, str]) -> bool:
     """Whether a published md5 says that the one file that was read is this release, and not its name alone."""
     prefix = release.md5_prefix
     return prefix is not None and len(md5s) == 1 and next(iter(md5s.values())).startswith(prefix)
+
+
+def recognised_by(release: Release, md5s: Mapping[str, str]) -> str:
+    """What a file was recognised by."""
+    if is_proven(release, md5s):
+        return "its md5"
+    return f"its name and shapes{'; its md5 is not the published one' if release.md5_prefix else ''}"

@@ -37,7 +37,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace a folder with weights of these layouts, or an official file that holds weights alone",
+        help="replace a folder that a conversion has written, or a file that holds official weights alone",
     )
     parser.add_argument(
         "--norm-pix-loss",
@@ -139,11 +139,17 @@ def _push(folder: str, repo_id: str, private: bool) -> str:
     client = huggingface_hub.HfApi()
     try:
         client.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not client.repo_info(repo_id).private:
+            raise ValueError("the repository is there already and is public")
         uploaded = client.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message="Add converted weights",
-            delete_patterns=["*.safetensors", "*.safetensors.index.json"],  # older ones could be loaded in their place
+            delete_patterns=[
+                "model.safetensors",
+                "model-*-of-*.safetensors",
+                "model.safetensors.index.json",
+            ],  # older ones
         )
         return str(uploaded)
     except Exception as error:  # the client raises errors of several libraries
@@ -180,6 +186,10 @@ def run(options: argparse.Namespace) -> int:
             status: int = options.command(options)
     except (ValueError, OSError) as error:
         print(f"mae-hf: {first_line(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a mistake of ours: one line all the same, and nothing half-written
+        name = type(error).__name__
+        print(f"mae-hf: unexpected {name}, please report it with the command: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("mae-hf: interrupted", file=sys.stderr)

@@ -133,8 +133,12 @@ def config_of(source: Source, hints: Hints = NO_HINTS) -> MAEConfig:
 
 
 def _from_native(fields: Mapping[str, Any]) -> MAEConfig:
-    code = ("auto_map",)  # names files of code, which are not converted
-    return MAEConfig.from_dict({name: value for name, value in fields.items() if name not in code})
+    of_no_use = (
+        "auto_map",
+        "_attn_implementation",
+        "attn_implementation",
+    )  # files of code, and how one machine runs it
+    return MAEConfig.from_dict({name: value for name, value in fields.items() if name not in of_no_use})
 
 
 def _from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:
@@ -185,6 +189,20 @@ def preset_of(sizes: Mapping[str, Any]) -> str | None:
     return next(same, None)
 
 
+def released_preset(source: Source, sizes: Mapping[str, Any]) -> str | None:
+    """Name of the preset if the weights have the sizes of released files in all else as well, or None."""
+    common = ["image_size", "num_channels", *([name for name in sizes if name.startswith("decoder_")])]
+    default = MAEConfig()
+    same = all(sizes[name] == getattr(default, name) for name in common)
+    classes = [len(value) for key, value in source.state_dict.items() if key in ("head.weight", "head.1.weight")]
+    return preset_of(sizes) if same and classes in ([], [NUM_IMAGENET_CLASSES]) else None
+
+
+def usual_heads(config: MAEConfig) -> tuple[int | None, int | None]:
+    """Heads of encoder and decoder that are taken for these widths when nothing tells them."""
+    return _HEADS.get(config.hidden_size), _DECODER_HEADS.get(config.decoder_hidden_size)
+
+
 def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
     if key not in state_dict:
         raise CheckpointError(f"the checkpoint lacks {key}")
@@ -197,6 +215,10 @@ def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, 
 def _image_size(num_patches: int, patch_size: int, given: tuple[int, int] | None) -> int | tuple[int, int]:
     if given is not None:
         height, width = given
+        if min(given) <= 0 or height % patch_size or width % patch_size:
+            raise CheckpointError(
+                f"the image size must be positive and divisible by the patch size {patch_size}, got {given}"
+            )
         if (height // patch_size) * (width // patch_size) != num_patches:
             raise CheckpointError(f"an image of {height}x{width} does not have the checkpoint's {num_patches} patches")
         return given if height != width else height

@@ -15,7 +15,7 @@ from mae_hf.configuration_mae import MAEConfig
 from .cards import Provenance, folder_card
 from .catalogue import LICENSE, Release, md5s_of, recognise
 from .complete import complete_weights
-from .config import NO_HINTS, Hints, config_of, preset_of
+from .config import NO_HINTS, Hints, config_of, released_preset
 from .kinds import CLASSIFIERS, PRETRAINING
 from .layouts import MAE_HF, OFFICIAL, TIMM, as_own_class, from_native, to_native
 from .source import Source, read_source
@@ -98,7 +98,7 @@ def convert(
             write_weights(to, place, weights, max_shard_size)
             if lines := differences(weights, read_back(to, place)):
                 raise CheckpointError(f"reading back what was written failed: {lines[0]}")
-            release = recognise(found.path, md5s.result(), found.kind, preset_of(config.to_dict()))
+            release = recognise(found.path, md5s.result(), found.kind, released_preset(found, config.to_dict()))
             config.norm_pix_loss, origin = _norm_pix_loss(found, config, norm_pix_loss, release)
             license = LICENSE if release else license or found.license or "other"
             provenance = Provenance(found, md5s.result(), release, license, origin, dtype)

@@ -7,7 +7,7 @@ from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
-from mae_hf.checkpoint import CheckpointError, first_line
+from mae_hf.checkpoint import CheckpointError, first_line, read_checkpoint
 
 from .catalogue import Release, md5_of
 
@@ -52,7 +52,10 @@ def _fetch(url: str, partial: Path, release: Release) -> None:
         with partial.open("ab") as file:
             http_get(url, file, resume_size=file.tell())
     except HfHubHTTPError as error:
-        if error.response.status_code != 416 or not _is_whole(partial, error.response.headers.get("Content-Range")):
+        if error.response.status_code != 416:
+            raise
+        if not _is_whole(partial, error.response.headers.get("Content-Range")):  # more than the server has
+            partial.unlink()
             raise
     finally:
         if partial.exists() and partial.stat().st_size == 0:
@@ -70,4 +73,8 @@ def _problem(path: Path, release: Release) -> str | None:
         return f"it has {found:,} bytes, not {release.num_bytes:,}"
     if release.md5_prefix is not None and not (md5 := md5_of(path)).startswith(release.md5_prefix):
         return f"its md5 is {md5}, that of the release begins with {release.md5_prefix}"
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
     return None

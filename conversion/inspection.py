@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .catalogue import RELEASES, is_proven, md5s_of, recognise
-from .config import NO_HINTS, Hints, preset_of, read_sizes
+from .catalogue import RELEASES, md5s_of, recognise, recognised_by
+from .config import NO_HINTS, Hints, preset_of, read_sizes, released_preset
 from .kinds import DESCRIPTIONS, PRETRAINING
 from .source import read_source
 from .tensors import count_parameters
@@ -28,11 +28,13 @@ def inspect(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, str]:
     weights, kind = found.state_dict, found.kind
     sizes = read_sizes(found, hints)
     preset, md5s = preset_of(sizes), md5s_of(found.files)
-    release = recognise(found.path, md5s, kind, preset)
+    release = recognise(found.path, md5s, kind, released_preset(found, sizes))
     if release is not None:
-        released = f"{release.name} (its {'md5' if is_proven(release, md5s) else 'name and shapes'})"
+        released = f"{release.name} ({recognised_by(release, md5s)})"
     else:
-        alike = [other.name for other in RELEASES if (other.kind, other.preset) == (kind, preset)]
+        alike = [
+            other.name for other in RELEASES if (other.kind, other.preset) == (kind, released_preset(found, sizes))
+        ]
         released = f"not recognised; same shapes: {', '.join(alike) or 'none'}"
     return {
         "layout": found.layout,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_config
 
-from .layouts import MAE_HF, OFFICIAL, layout_of_config, layout_of_keys
+from .catalogue import RELEASES
+from .layouts import OFFICIAL, layout_of_config, layout_of_keys
 
 _WRITTEN = re.compile(
     r"config\.json|preprocessor_config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
@@ -95,7 +96,7 @@ def _clear_up(destination: Path) -> None:
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -124,10 +125,10 @@ def _check_old_file(destination: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{destination} is there already: choose another destination, or pass --overwrite")
     try:
         found = read_checkpoint(destination)
-        is_ours = not found.others and layout_of_keys(found.state_dict) == OFFICIAL
+        is_ours = found.wrapped and not found.others and layout_of_keys(found.state_dict) == OFFICIAL
     except CheckpointError:
         is_ours = False
-    if not is_ours:
+    if not is_ours or destination.stem in [release.name for release in RELEASES]:
         raise CheckpointError(f"{destination} is no converted file: nothing is replaced, choose another destination")
 
 
@@ -149,8 +150,9 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
 
 
 def _is_converted(folder: Path) -> bool:
-    """A folder of ours, or one of another layout with a card of ours."""
+    """Whether a folder of any layout has a card of ours: others are somebody's own model."""
     try:
-        return layout_of_config(read_config(folder)) == MAE_HF or "mae_hf" in (folder / "README.md").read_text()
+        layout_of_config(read_config(folder))
+        return "mae-hf verify" in (folder / "README.md").read_text()
     except (OSError, ValueError):
         return False

@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_folder
+from mae_hf.checkpoint import CheckpointError, first_line, read_checkpoint, read_folder
 from mae_hf.configuration_mae import PRESETS, MAEConfig
 from mae_hf.image_processor import image_processor
 from mae_hf.patch_embed import to_pair
 from mae_hf.vit_mae import config_to_vit_mae
 
-from .config import NUM_IMAGENET_CLASSES, preset_of
-from .kinds import CLASSIFIERS, DESCRIPTIONS, ENCODER, MODEL_CLASSES
+from .config import NUM_IMAGENET_CLASSES, preset_of, usual_heads
+from .kinds import CLASSIFIERS, DESCRIPTIONS, ENCODER, MODEL_CLASSES, PRETRAINING
 from .labels import imagenet_labels
 from .layouts import LAYOUTS, OFFICIAL, TIMM, VIT_MAE
 
@@ -55,7 +55,22 @@ def not_kept(layout: str, kind: str, config: MAEConfig) -> list[str]:
     for name in fields:
         if (value := getattr(config, name)) != (taken := getattr(default, name)):
             lines.append(f"the {layout} layout has no place for {name}={value}: it is read with {taken}")
-    if layout == OFFICIAL and kind in CLASSIFIERS and not _has_plain_labels(config):
+    return [*lines, *(_not_in_a_file(kind, config) if layout == OFFICIAL else [])]
+
+
+def _not_in_a_file(kind: str, config: MAEConfig) -> list[str]:
+    """What an official file does not tell, and reading it would take wrongly without the option."""
+    lines, (height, width) = [], to_pair(config.image_size)
+    if height != width:
+        lines.append(f"the official layout has no place for image_size: read it with --image-size {height} {width}")
+    names = ("num_attention_heads", "decoder_num_attention_heads")[: 2 if kind == PRETRAINING else 1]
+    for name, taken in zip(names, usual_heads(config), strict=False):
+        if taken not in (None, heads := getattr(config, name)):
+            option = f"--{name.replace('_', '-')} {heads}"
+            lines.append(
+                f"the official layout has no place for {name}={heads}: read it with {option}, or {taken} is taken"
+            )
+    if kind in CLASSIFIERS and not _has_plain_labels(config):
         lines.append("the official layout has no place for the names of the classes")
     return lines
 
@@ -109,7 +124,12 @@ def write_config(layout: str, place: Path, kind: str, config: MAEConfig, license
         return
     made = config_to_vit_mae(config) if layout == VIT_MAE else config
     made.architectures = [class_name(layout, kind)]
-    made.save_pretrained(place)
+    try:
+        made.save_pretrained(place)
+    except OSError:
+        raise
+    except Exception as error:  # fields of transformers that nothing here looks at
+        raise CheckpointError(f"the configuration cannot be written: {first_line(error)}") from error
     if config.num_channels == 3:
         image_processor(config).save_pretrained(place)
 

@@ -82,7 +82,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if foreign := _foreign_classes(path, is_zip):
             text = f"{path} holds {', '.join(foreign[:3])} beside weights, which could run code: it is not read"
             raise CheckpointError(text) from error
-        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
+        reason = "if it is neither, save it again with torch.save, in its usual pickle protocol"
+        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint; {reason}") from error
     except Exception as error:  # on damaged bytes the reader raises nearly anything
         raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
     weights, wrapped = _find_weights(path, content), "model" in content
@@ -248,7 +249,12 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     if strange:
         raise CheckpointError(f"{path} holds no state dict: {', '.join(strange[:3])} is no tensor")
     odd = [
-        key for key, value in weights.items() if value.layout != torch.strided or value.is_quantized or value.is_meta
+        key
+        for key, value in weights.items()
+        if value.layout != torch.strided
+        or value.is_quantized
+        or value.is_meta
+        or value.untyped_storage().nbytes() < value.nbytes  # rows that are one row
     ]
     if odd:
         raise CheckpointError(f"{path} holds weights that are no plain tensors: {', '.join(odd[:3])}")

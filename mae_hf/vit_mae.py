@@ -69,7 +69,10 @@ def config_to_vit_mae(config: MAEConfig) -> ViTMAEConfig:
     height, width = to_pair(config.image_size)
     if height != width:
         raise ValueError(f"ViTMAE takes square images only, and image_size is {config.image_size}")
-    made = ViTMAEConfig(**{**{name: getattr(config, name) for name in _FIELDS}, "image_size": height})
+    types = {name: type(value) for name, value in vars(ViTMAEConfig()).items()}
+    fields = {name: getattr(config, name) for name in _FIELDS if name != "image_size"}
+    numbers = {name: float(value) for name, value in fields.items() if types[name] is float}  # it takes no int there
+    made = ViTMAEConfig(**{**fields, **numbers, "image_size": height})
     made.dtype = config.dtype
     return made
 

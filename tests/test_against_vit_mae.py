@@ -255,6 +255,21 @@ def test_weights_that_no_vit_mae_has_are_refused_by_name(tmp_path):
         MAEForPreTraining.from_vit_mae(tmp_path)
 
 
+def test_missing_weights_are_refused_by_name_and_not_made_up(tmp_path):
+    weights = save(random_vit_mae(ViTMAEForPreTraining), tmp_path, "safetensors")
+    del weights["decoder.decoder_pred.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"are missing \(1\): decoder.pred.weight"):
+        MAEForPreTraining.from_vit_mae(tmp_path)
+
+
+def test_another_image_size_says_what_to_do(tmp_path):
+    random_vit_mae(ViTMAEForPreTraining).save_pretrained(tmp_path)
+    for size in ((16, 64), 48):
+        with pytest.raises(ValueError, match=r"made for image size 32, .*model.set_image_size"):
+            MAEForPreTraining.from_vit_mae(tmp_path, image_size=size)
+
+
 def test_arguments_that_would_be_ignored_and_places_that_are_none_are_refused(tmp_path):
     for name in ("subfolder", "variant", "use_safetensors", "config"):
         with pytest.raises(ValueError, match=f"from_vit_mae does not take {name}"):

@@ -3,6 +3,7 @@ import json
 import shutil
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from transformers import AutoImageProcessor, BitImageProcessorPil
 
 from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.configuration_mae import PRESETS
 from mae_hf.conversion import convert, inspect, verify
-from mae_hf.conversion.config import Hints
+from mae_hf.conversion.config import Hints, released_preset
 from mae_hf.conversion.convert import NORM_PIX_LOSS_NOT_TOLD
+from mae_hf.conversion.source import Source
 from mae_hf.conversion.targets import read_back
 from mae_hf.key_maps import native_to_official
 
@@ -126,6 +127,8 @@ def test_other_channels_come_without_a_processor_and_other_shapes_with_a_hint(tm
         convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4))
     with pytest.raises(CheckpointError, match="16x16 does not have the checkpoint's 8 patches"):
         convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4, (16, 16)))
+    with pytest.raises(CheckpointError, match=r"positive and divisible by the patch size 8, got \(17, 35\)"):
+        convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4, (17, 35)))
     done = convert(tmp_path / "own.pth", tmp_path / "out", hints=Hints(2, 4, (16, 32)))
     assert done.config.image_size == (16, 32) and done.config.num_channels == 4
     assert not (tmp_path / "out" / "preprocessor_config.json").exists()
@@ -186,11 +189,27 @@ def test_released_name_tells_target_and_licence_only_with_the_right_shapes(refer
     done = convert(source, tmp_path / "out", hints=HEADS)
     assert not done.config.norm_pix_loss
     assert "license: other" in (tmp_path / "out" / "README.md").read_text()
-    monkeypatch.setitem(PRESETS, "base", {"hidden_size": 64})  # now the tiny model has the shapes of base
+    for module in (convert.__module__, inspect.__module__):  # now the tiny model has the shapes of base
+        monkeypatch.setattr(sys.modules[module], "released_preset", lambda *_: "base")
     done = convert(source, tmp_path / "out", hints=HEADS, overwrite=True, license="mit")
     assert done.config.norm_pix_loss and done.norm_pix_loss_from == "the catalogue of released files"
     assert "license: cc-by-nc-4.0" in (tmp_path / "out" / "README.md").read_text()
     assert inspect(source)["released file"] == "mae_pretrain_vit_base_full (its name and shapes)"
+
+
+def test_released_sizes_are_those_of_the_files_in_all_they_have_in_common():
+    classifier = {"head.weight": torch.zeros(1000, 1)}
+    for fields, weights, preset in (
+        ({}, {}, "base"),
+        ({}, classifier, "base"),
+        ({}, {"head.weight": torch.zeros(10, 1)}, None),
+        ({"image_size": 448}, {}, None),
+        ({"num_channels": 4}, {}, None),
+        ({"decoder_num_hidden_layers": 4}, {}, None),
+        ({"num_attention_heads": 6}, {}, None),
+    ):
+        source = Source(Path("a.pth"), "a.pth", "official", "pretraining", weights, ())
+        assert released_preset(source, MAEConfig(**fields).to_dict()) == preset
 
 
 def test_inspect_says_what_a_file_is(reference):

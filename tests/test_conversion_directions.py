@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.recipe import read_manifest, recipe_tensor
-from mae_hf import MAEConfig
+from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.checkpoint import CheckpointError
 from mae_hf.conversion import convert, verify
 from mae_hf.conversion.config import Hints
@@ -93,6 +93,52 @@ def test_what_a_layout_has_no_place_for_is_said(reference, tmp_path):
             convert(tmp_path / "native", tmp_path / layout, to=layout)
         found = [re.search(r"no place for (\w+)=|the (decoder) is left out", str(w.message)) for w in warned]
         assert {match[1] or match[2] for match in found} == names
+
+
+def test_size_and_heads_that_reading_would_take_wrongly_are_said_with_their_options(tmp_path):
+    sizes = {"hidden_size": 768, "num_attention_heads": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "decoder_num_hidden_layers": 1}
+    MAEForPreTraining(MAEConfig(**sizes, image_size=(16, 64))).save_pretrained(tmp_path / "native")
+    with pytest.warns(UserWarning) as warned:
+        convert(tmp_path / "native", tmp_path / "back.pth", to="official")
+    lines = " ".join(str(warning.message) for warning in warned)
+    for option in ("--image-size 16 64", "--num-attention-heads 8, or 12", "--decoder-num-attention-heads 8, or 16"):
+        assert option in lines
+
+
+def test_query_key_and_value_of_different_dtypes_are_refused(reference, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "vit_mae", to="vit_mae", hints=HEADS)
+    path = tmp_path / "vit_mae" / "model.safetensors"
+    weights = {key: value.clone() for key, value in load_file(path).items()}
+    key = "vit.encoder.layer.0.attention.attention.query.weight"
+    weights[key] = weights[key].half()
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=rf"keys of one weight differ in dtype \(3\): {key[:40]}"):
+        convert(tmp_path / "vit_mae", tmp_path / "out")
+
+
+def test_weight_under_two_names_is_refused(reference, tiny_weights, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "vit_mae", to="vit_mae", hints=HEADS)
+    path = tmp_path / "vit_mae" / "model.safetensors"
+    weights = {key: value.clone() for key, value in load_file(path).items()}
+    name = "layer.0.attention.attention.query.weight"
+    weights[f"decoder.decoder_encoder.{name}"] = weights[f"decoder.decoder_layers.{name[6:]}"].clone()
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match="two of the keys stand for decoder.decoder_layers.0"):
+        convert(tmp_path / "vit_mae", tmp_path / "out")
+    torch.save({"model": tiny_weights | {"mae.cls_token": torch.zeros(1, 1, 64)}}, tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match="cannot be compared: two of the keys stand for mae.cls_token"):
+        verify(tmp_path / "two.pth", reference / "tiny" / "full.pth")
+
+
+def test_mixed_dtypes_are_kept_and_loaded_without_loss(tiny_weights, tmp_path):
+    tiny_weights |= {key: value.half() for key, value in tiny_weights.items() if key.startswith("decoder_blocks")}
+    torch.save({"model": tiny_weights}, tmp_path / "mixed.pth")
+    convert(tmp_path / "mixed.pth", tmp_path / "out", hints=HEADS)
+    assert verify(tmp_path / "mixed.pth", tmp_path / "out") == []
+    loaded = MAEForPreTraining.from_pretrained(tmp_path / "out")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.mae.cls_token, tiny_weights["cls_token"])
 
 
 def test_names_of_classes_are_lost_on_the_way_to_the_official_layout_which_is_said(reference, tmp_path):

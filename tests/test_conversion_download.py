@@ -1,4 +1,5 @@
 import hashlib
+import io
 import re
 import threading
 from contextlib import contextmanager
@@ -6,6 +7,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from mae_hf.checkpoint import CheckpointError
@@ -14,7 +16,9 @@ from mae_hf.conversion.catalogue import RELEASES
 from mae_hf.conversion.download import download
 from mae_hf.conversion.source import locate
 
-CONTENT = bytes(range(256)) * 400
+buffer = io.BytesIO()
+torch.save({"model": {"cls_token": torch.arange(25_000.0)}}, buffer)
+CONTENT = buffer.getvalue()
 MD5 = hashlib.md5(CONTENT).hexdigest()
 RELEASE = replace(RELEASES[0], md5_prefix=MD5[:6])
 PATH = "/mae/pretrain/mae_pretrain_vit_base.pth"
@@ -22,7 +26,7 @@ PATH = "/mae/pretrain/mae_pretrain_vit_base.pth"
 
 @contextmanager
 def serve(answers):
-    """A server that has `CONTENT`; each answer says after how many bytes the connection breaks, or is a status."""
+    """A server that has `CONTENT`; an answer says after how many bytes it breaks off, or is a status or a body."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -32,6 +36,12 @@ def serve(answers):
             answer = answers.pop(0) if answers else len(CONTENT)
             if start >= len(CONTENT):
                 answer = 416
+            if isinstance(answer, bytes):  # a body of unknown length
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answer)
+                self.close_connection = True
+                return
             if answer in (404, 416):
                 self.send_response(answer)
                 self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
@@ -137,11 +147,30 @@ def test_server_that_always_breaks_off_gives_one_line_and_keeps_what_came(cache,
 def test_wrong_hash_or_size_is_refused_and_not_kept(cache, server):
     for wrong, reason in (
         (replace(RELEASE, md5_prefix="8cad7c"), f"its md5 is {MD5}, that of the release begins with 8cad7c"),
-        (replace(RELEASE, num_bytes=1_000), "it has 102,400 bytes, not 1,000; it was deleted"),
+        (replace(RELEASE, num_bytes=1_000), f"it has {len(CONTENT):,} bytes, not 1,000; it was deleted"),
     ):
         with server(), pytest.raises(CheckpointError, match=f"sent is not mae_pretrain_vit_base: {reason}"):
             download(wrong)
         assert names(cache) == []
+
+
+@pytest.mark.parametrize("body", [b"<html>please log in</html>", CONTENT[:-1000]])
+def test_answer_that_is_no_checkpoint_is_not_kept_although_no_md5_is_published(cache, server, body):
+    release = replace(RELEASE, md5_prefix=None)
+    with server(body), pytest.raises(CheckpointError, match=r"sent is not mae_pretrain_vit_base: .*; it was deleted"):
+        download(release)
+    assert names(cache) == []
+    with server():
+        assert download(release).read_bytes() == CONTENT
+
+
+def test_partial_file_that_is_longer_than_the_whole_is_dropped(cache, server):
+    cache.mkdir(parents=True)
+    (cache / "mae_pretrain_vit_base.pth.partial").write_bytes(CONTENT + b"more")
+    with server(), pytest.raises(CheckpointError, match="cannot be downloaded"):
+        download(RELEASE)
+    with server():
+        assert download(RELEASE).read_bytes() == CONTENT
 
 
 def test_file_in_the_cache_that_is_another_is_named_and_left_alone(cache):

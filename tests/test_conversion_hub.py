@@ -85,6 +85,11 @@ def test_what_the_hub_refuses_is_one_line_and_leaves_the_folder(reference, hub, 
     done = run(*command, "--push-to-hub", "not a name", status=1)
     assert "is complete, but was not uploaded to not a name" in done.stderr and done.stderr.count("\n") == 1
     assert (tmp_path / "full" / "config.json").exists()
+    create = "import huggingface_hub; huggingface_hub.create_repo('someone/public')"
+    run("-c", create)
+    done = run(*command, "--overwrite", "--push-to-hub", "someone/public", "--private", status=1)
+    assert "not uploaded to someone/public: the repository is there already and is public" in done.stderr
+    assert len(hub.repos["someone/public"].commits) == 1
     done = run("-m", "mae_hf.cli", "inspect", "someone/nothing", status=1)
     assert "someone/nothing is no file or folder here, nor on the Hub" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -17,6 +17,7 @@ DEAD = 2**22 + 1  # no process has such a number on Linux
 
 def write(folder, text=NEW):
     (folder / "config.json").write_text(text)
+    (folder / "README.md").write_text("a card that names `mae-hf verify`")
 
 
 def test_folder_appears_whole(tmp_path):
@@ -135,7 +136,8 @@ def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, 
     with staged(path, overwrite=True, one_file=True) as place:
         place.write_bytes(b"new")
     assert path.read_bytes() == b"new" and len(list(path.parent.iterdir())) == 1
-    for content in ({"model": tiny_weights, "optimizer": {}}, {"model": {"fc.weight": torch.zeros(1)}}):
+    others = {"model": tiny_weights, "optimizer": {}}, {"model": {"fc.weight": torch.zeros(1)}}, tiny_weights
+    for content in others:
         torch.save(content, path)
         with pytest.raises(CheckpointError, match="no converted file"), staged(path, overwrite=True, one_file=True):
             pass
@@ -143,11 +145,21 @@ def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, 
         pass
 
 
-def test_folder_of_another_layout_is_replaced_only_if_a_conversion_wrote_its_card(tmp_path):
-    for name, content in (("config.json", '{"model_type": "vit_mae"}'), ("README.md", "my own model")):
-        (tmp_path / name).write_text(content)
-    with pytest.raises(CheckpointError, match="no converted folder"), staged(tmp_path, overwrite=True):
+def test_downloaded_file_is_not_replaced(tiny_weights, tmp_path):
+    path = tmp_path / "mae_visualize_vit_base.pth"
+    torch.save({"model": tiny_weights}, path)
+    with pytest.raises(CheckpointError, match="no converted file"), staged(path, overwrite=True, one_file=True):
         pass
+
+
+@pytest.mark.parametrize("model_type", ["mae", "vit_mae"])
+def test_folder_is_replaced_only_if_a_conversion_wrote_its_card(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    for card in (None, "my own model"):
+        if card:
+            (tmp_path / "README.md").write_text(card)
+        with pytest.raises(CheckpointError, match="no converted folder"), staged(tmp_path, overwrite=True):
+            pass
 
 
 def test_failure_removes_the_parents_it_made(tmp_path):
