@@ -132,13 +132,10 @@ def config_of(source: Source, hints: Hints = NO_HINTS) -> MAEConfig:
         raise CheckpointError(f"its configuration is wrong: {first_line(error)}") from error
 
 
-def _from_native(fields: Mapping[str, Any]) -> MAEConfig:
-    of_no_use = (
-        "auto_map",
-        "_attn_implementation",
-        "attn_implementation",
-    )  # files of code, and how one machine runs it
-    return MAEConfig.from_dict({name: value for name, value in fields.items() if name not in of_no_use})
+def _from_native(config: Mapping[str, Any]) -> MAEConfig:
+    """Only the model's own fields: the rest may name files of code, or how one machine runs it."""
+    known = {field.name for field in fields(MAEConfig)}
+    return MAEConfig.from_dict({name: value for name, value in config.items() if name in (*known, "model_type")})
 
 
 def _from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:

@@ -254,6 +254,7 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
         if value.layout != torch.strided
         or value.is_quantized
         or value.is_meta
+        or value.is_neg()
         or value.untyped_storage().nbytes() < value.nbytes  # rows that are one row
     ]
     if odd:

@@ -78,6 +78,8 @@ def zip_without_weights(path):
         (lambda path: torch.save([1, 2], path), "holds no weights"),
         (lambda path: torch.save({"model": {"a": torch.eye(2).to_sparse()}}, path), "no plain tensors: a"),
         (lambda path: torch.save({"model": {"a": torch.empty(2, device="meta")}}, path), "no plain tensors: a"),
+        (lambda path: torch.save({"model": {"a": torch._neg_view(torch.ones(2))}}, path), "no plain tensors: a"),
+        (lambda path: torch.save({"model": {"a": torch.zeros(1).expand(9)}}, path), "no plain tensors: a"),
         (lambda path: torch.save({"model": {"epoch": 3}}, path), "holds no state dict: epoch is no tensor"),
     ],
 )
