@@ -9,6 +9,7 @@ is the largest resident anonymous memory, without pages of mapped files, as Linu
 
 import argparse
 import hashlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -39,7 +40,7 @@ def convert(source: Path, destination: Path, layout: str) -> tuple[float, int]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         peak = max(peak, anonymous_memory(process.pid))
-        time.sleep(0.01)
+        time.sleep(0.02)
     if process.returncode:
         raise SystemExit(f"the conversion failed with status {process.returncode}")
     return time.perf_counter() - start, peak
@@ -68,8 +69,10 @@ def main() -> None:
         write_official(options.preset, source)
         copies, conversions, peaks = [], [], []
         for _ in range(options.rounds):
+            os.sync()  # so that neither waits for what the other has left to be written
             copies.append(copy_with_md5(source, folder / "copy.pth"))
             (folder / "copy.pth").unlink()
+            os.sync()
             seconds, peak = convert(source, made, options.to)
             conversions.append(seconds)
             peaks.append(peak)
