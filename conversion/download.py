@@ -34,7 +34,7 @@ def download(release: Release) -> Path:
             return path
         url = f"{BASE_URL}{release.folder}/{path.name}"
         try:
-            _fetch(url, partial, release)
+            _fetch(url, partial)
         except Exception as error:  # the client raises errors of several libraries
             reason = first_line(error)
             if partial.exists():
@@ -47,7 +47,7 @@ def download(release: Release) -> Path:
     return path
 
 
-def _fetch(url: str, partial: Path, release: Release) -> None:
+def _fetch(url: str, partial: Path) -> None:
     try:
         with partial.open("ab") as file:
             http_get(url, file, resume_size=file.tell())

@@ -348,6 +348,11 @@ class MAEModel(MAEPreTrainedModel):
         table = interpolate_pos_embed(self.pos_embed, grid_size, self.patch_embed.grid_size)
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
+    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
+        if {"encoder.norm.weight", "encoder.norm.bias"} <= set(missing_keys):
+            text = "these weights have no norm after the last block (a classifier that pools the mean has none): {}"
+            warnings.warn(text.format("the tokens get a new one, untrained"), UserWarning, stacklevel=3)
+
 
 class MAEForPreTraining(MAEPreTrainedModel):
     """The whole masked autoencoder: hide patches, encode the rest, predict the hidden pixels (figure 1)."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import OrderedDict
 
 import pytest
@@ -170,6 +171,13 @@ def test_unknown_layout_lists_the_known_ones(reference, tmp_path):
         convert(reference / "tiny" / "full.pth", tmp_path / "out", to="vitmae", hints=HEADS)
 
 
+@pytest.fixture
+def scratch(tmp_path):
+    """A folder that is emptied after a failure, too: huge in five layouts fills 13 GB."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.fixture(scope="module", params=["base", "large", "huge"])
 def recipe(request):
     """Writes official files of one size with the recipe's weights."""
@@ -189,21 +197,21 @@ def recipe(request):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
-def test_three_sizes_go_round(recipe, tmp_path, kind):
-    go_round(recipe(kind, tmp_path / "source.pth"), kind, tmp_path)
+def test_three_sizes_go_round(recipe, scratch, kind):
+    go_round(recipe(kind, scratch / "source.pth"), kind, scratch, Hints())
 
 
 @pytest.mark.heavy
-def test_folders_for_timm_are_those_that_timm_writes(recipe, reference, tmp_path):
+def test_folders_for_timm_are_those_that_timm_writes(recipe, reference, scratch):
     """Loading in timm itself is not tested."""
-    source = recipe("pretrain", tmp_path / f"mae_pretrain_vit_{recipe.preset}.pth")
-    convert(source, tmp_path / "timm", to="timm")
+    source = recipe("pretrain", scratch / f"mae_pretrain_vit_{recipe.preset}.pth")
+    convert(source, scratch / "timm", to="timm")
     entries = read_manifest(recipe.preset, "timm")
-    found = load_file(tmp_path / "timm" / "model.safetensors")
+    found = load_file(scratch / "timm" / "model.safetensors")
     assert {key: (list(value.shape), value.dtype) for key, value in found.items()} == {
         entry["key"]: (entry["shape"], torch.float32) for entry in entries
     }
     wanted = reference / "manifests" / f"{recipe.preset}_timm_config.json"
-    assert json.loads((tmp_path / "timm" / "config.json").read_text()) == json.loads(wanted.read_text())
-    convert(tmp_path / "timm", tmp_path / "back.pth", to="official")
-    assert_same_file(tmp_path / "back.pth", source)
+    assert json.loads((scratch / "timm" / "config.json").read_text()) == json.loads(wanted.read_text())
+    convert(scratch / "timm", scratch / "back.pth", to="official")
+    assert_same_file(scratch / "back.pth", source)

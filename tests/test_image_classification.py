@@ -135,6 +135,12 @@ def test_encoder_of_a_classifier_loads_without_the_head(classifier, tmp_path):
     assert_close(encoder(IMAGES).last_hidden_state, model.mae(IMAGES).last_hidden_state)
 
 
+def test_encoder_of_a_classifier_that_pools_the_mean_warns_of_the_norm_that_it_lacks(classifier, tmp_path):
+    classifier(pooling="mean").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no norm after the last block"):
+        MAEModel.from_pretrained(tmp_path)
+
+
 def test_without_labels_the_head_gives_features(classifier):
     model = classifier(num_labels=0)
     assert torch.equal(model(IMAGES).logits, model.fc_norm(model.mae(IMAGES).pooler_output))
