@@ -141,17 +141,12 @@ def _push(folder: str, repo_id: str, private: bool) -> str:
         client.create_repo(repo_id, private=private, exist_ok=True)
         if private and not client.repo_info(repo_id).private:
             raise ValueError("the repository is there already and is public")
-        uploaded = client.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message="Add converted weights",
-            delete_patterns=[
-                "model.safetensors",
-                "model-*-of-*.safetensors",
-                "model.safetensors.index.json",
-            ],  # older ones
+        # weights of an earlier upload could be loaded in place of these
+        former = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+        message = "Add converted weights"
+        return str(
+            client.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=former)
         )
-        return str(uploaded)
     except Exception as error:  # the client raises errors of several libraries
         raise ValueError(f"{folder} is complete, but was not uploaded to {repo_id}: {first_line(error)}") from error
 

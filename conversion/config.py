@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mae_hf.checkpoint import CheckpointError, first_line
-from mae_hf.configuration_mae import PRESETS, MAEConfig
+from mae_hf.configuration_mae import PRESETS, MAEConfig, is_count
 from mae_hf.key_maps import count_blocks
 from mae_hf.patch_embed import square_grid, to_pair
 from mae_hf.vit_mae import config_from_vit_mae, warn_about_epsilon
@@ -90,20 +90,16 @@ def _with_timm(hints: Hints, config: Mapping[str, Any]) -> Hints:
     heads, size = arguments.get("num_heads"), arguments.get("img_size")
     size = [size, size] if isinstance(size, int) else size
     if heads is not None:
-        if not _is_count(heads):
+        if not is_count(heads):
             raise CheckpointError(f"its config.json is wrong: num_heads must be a positive int, got {heads!r}")
         _check_hint("num_attention_heads", hints.num_attention_heads, heads)
         hints = replace(hints, num_attention_heads=heads)
     if size is not None:
-        if not (isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))):
+        if not (isinstance(size, list) and len(size) == 2 and all(map(is_count, size))):
             raise CheckpointError(f"its config.json is wrong: img_size must be a side or two of them, got {size!r}")
         _check_hint("image_size", hints.image_size, tuple(size))
         hints = replace(hints, image_size=tuple(size))
     return hints
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def config_of(source: Source, hints: Hints = NO_HINTS) -> MAEConfig:

@@ -262,8 +262,8 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _find_args(content: Any) -> dict[str, Any]:
-    args = content.get("args") if isinstance(content, dict) else None
+def _find_args(content: dict[str, Any]) -> dict[str, Any]:
+    args = content.get("args")
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     return {str(name): value for name, value in args.items()} if isinstance(args, dict) else {}

@@ -191,7 +191,7 @@ class MAEConfig(PretrainedConfig):
         if isinstance(self.image_size, list):  # JSON has no tuples
             self.image_size = tuple(self.image_size)
         for name in _COUNTS:
-            self._require(name, _is_count(getattr(self, name)), "a positive int")
+            self._require(name, is_count(getattr(self, name)), "a positive int")
         for name in _SHARES:
             value = getattr(self, name)
             self._require(name, _is_number(value) and 0 <= value < 1, "a number in [0, 1)")
@@ -214,8 +214,8 @@ class MAEConfig(PretrainedConfig):
 
     def _check_image_size(self) -> None:
         size = self.image_size
-        pair = isinstance(size, tuple) and len(size) == 2 and all(map(_is_count, size))
-        self._require("image_size", pair or _is_count(size), "a positive int or a pair (height, width) of them")
+        pair = isinstance(size, tuple) and len(size) == 2 and all(map(is_count, size))
+        self._require("image_size", pair or is_count(size), "a positive int or a pair (height, width) of them")
         sides = size if isinstance(size, tuple) else (size,)
         fits = all(side % self.patch_size == 0 for side in sides)
         self._require("image_size", fits, f"divisible by patch_size ({self.patch_size})")
@@ -225,7 +225,8 @@ class MAEConfig(PretrainedConfig):
             raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a positive int; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

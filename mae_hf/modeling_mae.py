@@ -26,7 +26,7 @@ from .masking import MaskingOutput, masking_from_bool, random_masking
 from .patch_embed import PatchEmbed, check_images, grid_of, patch_statistics, patchify, to_pair, unpatchify
 from .pos_embed import get_2d_sincos_pos_embed, interpolate_pos_embed
 from .transformer import Block
-from .vit_mae import config_from_vit_mae, read_vit_mae, warn_about_epsilon
+from .vit_mae import read_vit_mae, warn_about_epsilon
 
 NO_DECODER = (
     "an encoder without a decoder (mae_visualize_vit_*.pth and mae_pretrain_vit_*_full.pth have one, for raw and for "
@@ -186,8 +186,7 @@ class MAEPreTrainedModel(PreTrainedModel):
             if name in kwargs:
                 raise ValueError(f"from_vit_mae does not take {name}")
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        fields, weights = read_vit_mae(pretrained_model_name_or_path, **hub_options)
-        theirs = config_from_vit_mae(fields)
+        theirs, weights = read_vit_mae(pretrained_model_name_or_path, **hub_options)
         config, kwargs = MAEConfig.from_dict(theirs.to_diff_dict(), return_unused_kwargs=True, **kwargs)
         _refuse_other_size(config, {"image_size": theirs.image_size})
         warn_about_epsilon(config)

@@ -77,7 +77,7 @@ def config_to_vit_mae(config: MAEConfig) -> ViTMAEConfig:
     return made
 
 
-def read_vit_mae(name: str | Path, **hub_options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_vit_mae(name: str | Path, **hub_options: Any) -> tuple[MAEConfig, dict[str, Tensor]]:
     """Read a folder or Hub repository of a ViTMAE.
 
     Args:
@@ -85,23 +85,24 @@ def read_vit_mae(name: str | Path, **hub_options: Any) -> tuple[dict[str, Any], 
         **hub_options: See `fetch_folder`.
 
     Returns:
-        Content of `config.json`, and the weights with native keys.
+        The configuration (see `config_from_vit_mae`), and the weights with native keys.
 
     Raises:
         CheckpointError: If the config cannot be read, weights are damaged, or keys are not those of a ViTMAE.
-        OSError, ValueError: If there is no such repository.
+        OSError: If there is no such repository.
+        ValueError: If the config is of another model or wrong.
     """
     folder = fetch_folder(name, **hub_options)
-    fields = read_config(folder)
+    config = config_from_vit_mae(read_config(folder))
     weights = vit_mae_to_native(as_on_the_hub(read_folder(folder).state_dict))
-    wanted = _native_names(config_from_vit_mae(fields), any(key.startswith("decoder.") for key in weights))
+    wanted = _native_names(config, any(key.startswith("decoder.") for key in weights))
     for what, keys in (
         ("no ViTMAE has", [key for key in weights if key not in wanted]),
         ("are missing", [key for key in wanted if key not in weights]),
     ):
         if keys:
             raise CheckpointError(f"{folder}: weights that {what} ({len(keys)}): {', '.join(keys[:3])}")
-    return fields, weights
+    return config, weights
 
 
 def _native_names(config: MAEConfig, with_decoder: bool) -> list[str]:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from mae_hf import MAEForPreTraining, MAEModel
+from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 from mae_hf.checkpoint import CheckpointError
 from mae_hf.cli import main
 from mae_hf.key_maps import native_to_vit_mae
+from mae_hf.vit_mae import config_to_vit_mae
 
 HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 SIZES = {
@@ -268,6 +269,11 @@ def test_another_image_size_says_what_to_do(tmp_path):
     for size in ((16, 64), 48):
         with pytest.raises(ValueError, match=r"made for image size 32, .*model.set_image_size"):
             MAEForPreTraining.from_vit_mae(tmp_path, image_size=size)
+
+
+def test_whole_numbers_go_where_vit_mae_takes_fractions_only():
+    made = config_to_vit_mae(MAEConfig(mask_ratio=0, initializer_range=0, layer_norm_eps=1))
+    assert (made.mask_ratio, made.initializer_range, made.layer_norm_eps) == (0.0, 0.0, 1.0)
 
 
 def test_arguments_that_would_be_ignored_and_places_that_are_none_are_refused(tmp_path):

@@ -67,6 +67,13 @@ def test_results_stand_only_where_the_md5_proves_the_file(tmp_path):
         assert valid(made, tmp_path).eval_results is None and "top-1" not in made.text
 
 
+def test_name_of_a_release_with_another_md5_claims_no_data_and_says_so(tmp_path):
+    made = card(kind="encoder", weights={}, release=RELEASES[0])
+    assert valid(made, tmp_path).datasets is None and "its md5 is not the published one" in made.text
+    proven = card(kind="encoder", weights={}, release=RELEASES[0], md5s={"a.pth": "8cad7c" + "0" * 26})
+    assert valid(proven, tmp_path).datasets == ["imagenet-1k"] and "repository, by its md5 |" in proven.text
+
+
 def test_card_says_what_the_weights_cannot_do():
     encoder = card(kind="encoder", weights={}).text
     assert "no pixels: it has no decoder" in encoder and "raw pixels (`norm" not in encoder

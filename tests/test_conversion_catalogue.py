@@ -27,7 +27,9 @@ def test_without_its_md5_name_and_shapes_and_bytes_decide_and_prove_nothing(tmp_
     assert recognise(path, ZEROS, "pretraining", None) is None
     large = tmp_path / "mae_visualize_vit_large.pth"
     large.write_bytes(b"x")
-    assert recognise(tmp_path, ZEROS, "pretraining", "large") is None
+    folder = tmp_path / "mae_visualize_vit_huge"
+    folder.mkdir()
+    assert recognise(folder, ZEROS, "pretraining", "huge") is None  # made of something, or trained
     assert recognise(large, ZEROS, "pretraining", "large") is None  # 1,318,315,181 bytes are published
 
 

@@ -215,6 +215,7 @@ def test_released_sizes_are_those_of_the_files_in_all_they_have_in_common():
 def test_inspect_says_what_a_file_is(reference):
     found = inspect(reference / "tiny" / "training_checkpoint.pth")
     assert found["kind"].startswith("pretraining") and found["parameters"] == "148,064"
+    assert found["beside the weights"] == "optimizer, epoch, scaler, args"
     assert "norm_pix_loss" in found["training arguments"] and found["checksums"] == "checked"
     assert inspect(reference / "tiny" / "full_legacy.pth")["checksums"] == "none in this format"
     assert inspect(reference / "tiny" / "linprobe.pth")["kind"].startswith("linprobe")

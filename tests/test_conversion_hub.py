@@ -1,14 +1,16 @@
 """To the Hub and back by the real client, in processes of their own: it reads HF_ENDPOINT when it is imported."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 from mae_hf import MAEForPreTraining
-from tests.hub_server import hub_server
+from tests.hub_server import Commit, Repository, hub_server
 
 HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 LOAD = """
@@ -73,11 +75,21 @@ def test_repository_of_a_vit_mae_is_converted_and_loaded_by_its_name(reference, 
     assert "\n# vit-mae\n" in card and "converted from | `someone/vit-mae`, vit_mae layout" in card
     found = MAEForPreTraining.from_pretrained(tmp_path / "back").state_dict()
     assert all(torch.equal(found[key], value) for key, value in tiny_model().state_dict().items())
-    load = (
-        "import sys; from mae_hf import MAEModel; MAEModel.from_vit_mae('someone/vit-mae').save_pretrained(sys.argv[1])"
-    )
-    run("-c", load, str(tmp_path / "encoder"))
-    assert (tmp_path / "encoder" / "model.safetensors").exists()
+    hub.repos["someone/pickled"] = pickled(tmp_path / "vit_mae")
+    load = "import sys; from mae_hf import MAEModel; [MAEModel.from_vit_mae(n).save_pretrained(f) for n, f in PAIRS]"
+    pairs = [("someone/vit-mae", str(tmp_path / "a")), ("someone/pickled", str(tmp_path / "b"))]
+    run("-c", f"PAIRS = {pairs}; {load}")
+    for _, folder in pairs:
+        found = load_file(f"{folder}/model.safetensors")
+        assert all(torch.equal(found[key], value) for key, value in tiny_model().mae.state_dict().items())
+
+
+def pickled(folder):
+    """The repository of a ViTMAE that has no safetensors, as transformers 4 wrote many."""
+    weights = io.BytesIO()
+    torch.save(load_file(folder / "model.safetensors"), weights)
+    files = {"config.json": (folder / "config.json").read_bytes(), "pytorch_model.bin": weights.getvalue()}
+    return Repository(False, [Commit("1" * 40, files)])
 
 
 def test_what_the_hub_refuses_is_one_line_and_leaves_the_folder(reference, hub, run, tmp_path):

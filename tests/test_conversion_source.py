@@ -57,6 +57,11 @@ def test_head_of_a_thousand_classes_gets_the_names_of_imagenet(reference, tmp_pa
     assert config.label2id["tabby, tabby cat"] == 281
 
 
+def test_name_that_would_break_a_table_is_made_plain(reference, tmp_path):
+    odd = shutil.copy(reference / "tiny" / "encoder.pth", tmp_path / "a |\nb.pth")
+    assert read_source(odd).name == "a b.pth"
+
+
 def test_safetensors_file_with_official_keys_is_taken(reference, tmp_path):
     weights = torch.load(reference / "tiny" / "encoder.pth", weights_only=True)["model"]
     save_file(weights, tmp_path / "encoder.safetensors")

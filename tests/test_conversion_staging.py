@@ -77,7 +77,8 @@ def test_overwrite_leaves_alone_what_is_no_converted_folder(tmp_path):
 
 
 def test_what_a_killed_run_left_is_cleared_or_put_back(tmp_path):
-    (tmp_path / f".out.partial-{_MACHINE}-{DEAD}-00000000").mkdir()
+    for process in (DEAD, 10**19):  # the second is no number of a process anywhere
+        (tmp_path / f".out.partial-{_MACHINE}-{process}-00000000").mkdir()
     former = tmp_path / f".out.former-{_MACHINE}-{DEAD}-00000000"
     former.mkdir()
     write(former, OLD)

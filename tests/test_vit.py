@@ -78,6 +78,13 @@ def test_epsilon_comes_from_norm_layer():
     assert model.fc_norm.eps == model.blocks[0].norm1.eps == 1e-3
 
 
+def test_dropout_acts_on_the_tokens_in_training():
+    model, tokens = VisionTransformer(drop_rate=0.5, **TINY), []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
+    model.train()(torch.randn(2, 3, 32, 32))
+    assert 0.4 < (tokens[0] == 0).float().mean() < 0.6
+
+
 def test_number_of_classes_zero_gives_features():
     model = VisionTransformer(**{**TINY, "num_classes": 0})
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 64)
