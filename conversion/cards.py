@@ -19,7 +19,7 @@ from .config import NUM_IMAGENET_CLASSES
 from .kinds import CLASSIFIERS, DESCRIPTIONS
 from .layouts import TIMM, VIT_MAE
 from .source import Source
-from .targets import class_name, kind_written
+from .targets import auto_class, class_name, kind_written
 from .tensors import count_parameters
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"  # beside this package, in a checkout and in a wheel
@@ -155,12 +155,16 @@ def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights:
         eval_results=_results(*accuracy) if accuracy else None,
     )
     has_decoder = any(key.startswith("decoder") for key in weights)
+    with_code = hasattr(config, "auto_map")
+    ours = (
+        "The package `mae_hf` itself, whose code lies in this folder," if with_code else "The package `mae_hf` itself"
+    )
     return ModelCard.from_template(
         data,
         template_path=str(CARDS / "template.md"),
         title=name,
         summary=f"Masked autoencoder (He et al. 2021, arXiv:2111.06377): {DESCRIPTIONS[kind]}.",
-        code=_code(layout, kind),
+        code=_code(layout, kind, with_code),
         table=_folder_table(config, has_decoder, weights),
         provenance=provenance,
         accuracy=accuracy,
@@ -169,7 +173,7 @@ def folder_card(layout: str, config: MAEConfig, provenance: Provenance, weights:
         decoder_left_out=kind != source.kind,
         predicts=has_decoder,
         limits=_limits(layout, config, provenance, has_decoder),
-        licence=f"Licence of the weights: {provenance.license}. The package `mae_hf` itself is under Apache-2.0.",
+        licence=f"Licence of the weights: {provenance.license}. {ours} is under Apache-2.0.",
     )
 
 
@@ -180,11 +184,16 @@ def _results(top1: float, top5: float) -> list[EvalResult]:
     ]
 
 
-def _code(layout: str, kind: str) -> str:
+def _code(layout: str, kind: str, with_code: bool) -> str:
     if layout == TIMM:
         return 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)'
     library, name = "transformers" if layout == VIT_MAE else "mae_hf", class_name(layout, kind)
-    return f'from {library} import {name}\n\nmodel = {name}.from_pretrained("FOLDER")'
+    code = f'from {library} import {name}\n\nmodel = {name}.from_pretrained("FOLDER")'
+    if with_code:
+        name = auto_class(kind)
+        code += "\n\n# where mae_hf is not installed, with the code in the folder\n"
+        code += f'from transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER", trust_remote_code=True)'
+    return code
 
 
 def _limits(layout: str, config: MAEConfig, provenance: Provenance, has_decoder: bool) -> list[str]:

@@ -18,6 +18,7 @@ from .convert import NORM_PIX_LOSS_NOT_TOLD, Converted, convert, verify
 from .inspection import inspect
 from .kinds import PRETRAINING
 from .layouts import LAYOUTS, MAE_HF, OFFICIAL, TIMM, VIT_MAE
+from .targets import auto_class
 
 Command = Callable[[argparse.Namespace], int]
 _SOURCE = (
@@ -53,6 +54,11 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         "--license",
         metavar="ID",
         help="of the weights, for the card; a released file keeps cc-by-nc-4.0 (default: that of SRC's card, or other)",
+    )
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="put the code of the models into DST: transformers loads it with trust_remote_code=True anywhere",
     )
     parser.add_argument("--push-to-hub", metavar="REPO_ID", help="upload DST to the Hub as well")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
@@ -98,6 +104,8 @@ def _convert(options: argparse.Namespace) -> int:
         options.usage_error("--private is for a repository: give --push-to-hub REPO_ID as well")
     if options.push_to_hub and options.to == OFFICIAL:
         options.usage_error("--push-to-hub uploads a folder, and --to official writes a file: choose another layout")
+    if options.with_code and options.to != MAE_HF:
+        options.usage_error(f"--with-code is for folders of this package, not for --to {options.to}")
     done = convert(
         options.source,
         options.destination,
@@ -108,6 +116,7 @@ def _convert(options: argparse.Namespace) -> int:
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         max_shard_size=options.max_shard_size,
         license=options.license,
+        with_code=options.with_code,
     )
     cast = f", cast to {options.dtype}" if options.dtype else ""
     print(f"{options.destination}: {done.num_tensors} tensors{cast}, read back and compared bit for bit")
@@ -120,6 +129,9 @@ def _convert(options: argparse.Namespace) -> int:
         if done.norm_pix_loss_from == NORM_PIX_LOSS_NOT_TOLD:
             print("pass --norm-pix-loss (and --overwrite) if the model was trained to predict normalised pixels")
     print(_how_to_load(options.to, done, options.destination))
+    if options.with_code:
+        name = auto_class(done.kind)
+        print(f'or, without mae_hf, with {name}.from_pretrained("{options.destination}", trust_remote_code=True)')
     if options.push_to_hub:
         print(_push(options.destination, options.push_to_hub, options.private))
     return 0

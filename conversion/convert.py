@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.configuration_mae import MAEConfig
+from mae_hf.configuration_mae import AUTO_MAP, MAEConfig
 
 from .cards import Provenance, folder_card
 from .catalogue import LICENSE, Release, md5s_of, recognise
@@ -20,7 +20,15 @@ from .kinds import CLASSIFIERS, PRETRAINING
 from .layouts import MAE_HF, OFFICIAL, TIMM, as_own_class, from_native, to_native
 from .source import Source, read_source
 from .staging import check_destination, staged
-from .targets import check_target, class_name, kind_written, not_kept, read_back, write_config, write_weights
+from .targets import (
+    check_target,
+    class_name,
+    kind_written,
+    not_kept,
+    read_back,
+    write_config,
+    write_weights,
+)
 from .tensors import cast, differences, first_few, not_finite, own_storage, widest_dtype
 
 NORM_PIX_LOSS_NOT_TOLD = "the default, as neither the file nor an option tells"
@@ -62,6 +70,7 @@ def convert(
     dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
     license: str | None = None,
+    with_code: bool = False,
 ) -> Converted:
     """Convert weights from any layout to any other; the destination appears whole or not at all.
 
@@ -77,6 +86,8 @@ def convert(
         max_shard_size: Largest size of one safetensors file.
         license: Licence of the weights for the card; a released file keeps its own. None for that of the source's card,
             or "other".
+        with_code: Put the code of the models into the folder, so that transformers loads it with
+            `trust_remote_code=True` where this package is not installed; for `to="mae_hf"`.
 
     Warns:
         UserWarning: If weights are not finite, or the target has no place for something.
@@ -88,7 +99,7 @@ def convert(
     check_destination(destination, overwrite, one_file=to == OFFICIAL)  # before minutes of reading
     found = read_source(source)
     try:
-        check_target(to, found.kind)
+        check_target(to, found.kind, with_code)
         config = config_of(found, hints)
         weights = _weights_for(to, found.kind, complete_weights(found, config), dtype)
         config.dtype = widest_dtype(weights)
@@ -102,6 +113,8 @@ def convert(
             config.norm_pix_loss, origin = _norm_pix_loss(found, config, norm_pix_loss, release)
             license = LICENSE if release else license or found.license or "other"
             provenance = Provenance(found, md5s.result(), release, license, origin, dtype)
+            if with_code:
+                config.auto_map = AUTO_MAP  # makes the config take the code along
             if to != OFFICIAL:
                 write_config(to, place, found.kind, config, license)
                 folder_card(to, config, provenance, weights).save(place / "README.md")

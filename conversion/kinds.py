@@ -2,7 +2,8 @@
 
 from collections.abc import Collection
 
-from mae_hf.modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from mae_hf.modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+from mae_hf.pretrained import MAEPreTrainedModel
 
 PRETRAINING, ENCODER = "pretraining", "encoder"
 FINETUNED, FINETUNED_CLS, LINPROBE = "finetuned", "finetuned_cls", "linprobe"

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_config
+from mae_hf.configuration_mae import code_files
 
 from .catalogue import RELEASES
 from .layouts import OFFICIAL, layout_of_config, layout_of_keys
@@ -138,7 +139,9 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
     content = sorted(destination.iterdir())
     if content and not overwrite:
         raise CheckpointError(f"{destination} is there already: choose another destination, or pass --overwrite")
-    foreign = [path.name for path in content if not (_WRITTEN.fullmatch(path.name) and path.is_file())]
+    code = [file.name for file in code_files()]
+    written = [path for path in content if path.is_file() and (_WRITTEN.fullmatch(path.name) or path.name in code)]
+    foreign = [path.name for path in content if path not in written]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise CheckpointError(

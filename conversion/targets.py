@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mae_hf.checkpoint import CheckpointError, first_line, read_checkpoint, read_folder
-from mae_hf.configuration_mae import PRESETS, MAEConfig
+from mae_hf.configuration_mae import AUTO_MAP, PRESETS, MAEConfig
 from mae_hf.image_processor import image_processor
 from mae_hf.patch_embed import to_pair
 from mae_hf.vit_mae import config_to_vit_mae
@@ -21,7 +21,7 @@ from mae_hf.vit_mae import config_to_vit_mae
 from .config import NUM_IMAGENET_CLASSES, preset_of, usual_heads
 from .kinds import CLASSIFIERS, DESCRIPTIONS, ENCODER, MODEL_CLASSES, PRETRAINING
 from .labels import imagenet_labels
-from .layouts import LAYOUTS, OFFICIAL, TIMM, VIT_MAE
+from .layouts import LAYOUTS, MAE_HF, OFFICIAL, TIMM, VIT_MAE
 
 _TRAINING = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "mask_ratio")
 _NOT_KEPT = {  # fields that a layout does not hold: reading it gives their defaults
@@ -31,10 +31,12 @@ _NOT_KEPT = {  # fields that a layout does not hold: reading it gives their defa
 }
 
 
-def check_target(layout: str, kind: str) -> None:
-    """Raise `CheckpointError` if a layout has no place for a kind of weights."""
+def check_target(layout: str, kind: str, with_code: bool) -> None:
+    """Raise `CheckpointError` if a layout has no place for a kind of weights, or for code."""
     if layout not in LAYOUTS:
         raise CheckpointError(f"unknown layout {layout!r}: known are {', '.join(LAYOUTS)}")
+    if with_code and layout != MAE_HF:
+        raise CheckpointError(f"the code is that of the {MAE_HF} layout: it does not go into a folder for {layout}")
     if kind in CLASSIFIERS and layout in (VIT_MAE, TIMM):
         model = "ViTMAE has no classifier" if layout == VIT_MAE else "timm's .mae layout holds an encoder without head"
         raise CheckpointError(f"a {DESCRIPTIONS[kind]} does not go into the {layout} layout: {model}")
@@ -132,6 +134,11 @@ def write_config(layout: str, place: Path, kind: str, config: MAEConfig, license
         raise CheckpointError(f"the configuration cannot be written: {first_line(error)}") from error
     if config.num_channels == 3:
         image_processor(config).save_pretrained(place)
+
+
+def auto_class(kind: str) -> str:
+    """Name of the Auto class of transformers that loads a folder with code as what it is."""
+    return next(name for name, reference in AUTO_MAP.items() if reference.endswith(f".{class_name(MAE_HF, kind)}"))
 
 
 def read_back(layout: str, place: Path) -> dict[str, Tensor]:

@@ -1,6 +1,12 @@
 """Masked Autoencoders (He et al. 2021, arXiv:2111.06377) for the Hugging Face ecosystem."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
 from .attention import Attention
 from .configuration_mae import MAEConfig
@@ -18,7 +24,7 @@ from .mae import (
     mae_vit_large_patch16,
 )
 from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
-from .modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+from .modeling_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
 from .patch_embed import PatchEmbed, patchify, unpatchify
 from .pos_embed import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed, interpolate_pos_embed
 from .reconstruction import reconstruct
@@ -28,11 +34,13 @@ AutoConfig.register("mae", MAEConfig, exist_ok=True)
 AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
 AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(MAEConfig, MAEForImageClassification, exist_ok=True)
+AutoBackbone.register(MAEConfig, MAEBackbone, exist_ok=True)
 
 __all__ = [
     "DEFAULT_MASK_RATIO",
     "Attention",
     "Block",
+    "MAEBackbone",
     "MAEConfig",
     "MAEDecoder",
     "MAEEncoder",

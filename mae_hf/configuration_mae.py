@@ -2,11 +2,16 @@
 
 import dataclasses
 import difflib
+import shutil
 from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .masking import DEFAULT_MASK_RATIO
 from .patch_embed import grid_of
@@ -36,6 +41,14 @@ PRESETS: dict[str, dict[str, int]] = {
     },
 }
 
+AUTO_MAP = {  # of a folder with code: the file and class that each Auto class of transformers makes
+    "AutoConfig": "configuration_mae.MAEConfig",
+    "AutoModel": "modeling_mae.MAEModel",
+    "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+}
+
 _COUNTS = (
     "hidden_size",
     "num_hidden_layers",
@@ -49,8 +62,9 @@ _COUNTS = (
     "decoder_intermediate_size",
 )
 _SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mask_ratio")
-_SWITCHES = ("qkv_bias", "norm_pix_loss", "linear_probe")
+_SWITCHES = ("qkv_bias", "norm_pix_loss", "linear_probe", "apply_layernorm")
 _POOLINGS = ("mean", "cls")
+_STAGES = ("out_features", "out_indices")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
@@ -61,7 +75,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}; {hint}")
 
 
-class MAEConfig(PretrainedConfig):
+class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     """Everything that defines a masked autoencoder; the defaults are those of ViT-B/16.
 
     The names are transformers'; the paper's (`embed_dim`, `depth`, `num_heads`, `img_size`, `in_chans`,
@@ -91,6 +105,10 @@ class MAEConfig(PretrainedConfig):
         pooling: What `MAEModel` gives as `pooler_output` and a classifier reads: "mean" of the patch tokens, or the
             class token, "cls".
         linear_probe: Give `MAEForImageClassification` the head of the paper's linear probe, and freeze all else.
+        apply_layernorm: Give the feature maps of `MAEBackbone` the encoder's final norm, whatever block they are of.
+        out_features: Names of the feature maps of `MAEBackbone`, in order: "stem" for the input of the first block,
+            "stage1" to "stageN" for the outputs of the blocks; the last one by default.
+        out_indices: The same by number, 0 for "stem"; give the one or the other.
 
     Raises:
         ValueError: If a value is of a wrong type or out of range; the message names the field and the value.
@@ -130,11 +148,21 @@ class MAEConfig(PretrainedConfig):
     norm_pix_loss: bool = False
     pooling: str = "mean"
     linear_probe: bool = False
+    apply_layernorm: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
-    def __post_init__(self, mlp_ratio: float | None = None, **kwargs: Any) -> None:
+    def __post_init__(
+        self,
+        mlp_ratio: float | None = None,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Set what is no field of this class, then check all fields."""
         super().__post_init__(**kwargs)
         self.check_fields()
+        self.set_output_features_output_indices(out_features, out_indices)
         if mlp_ratio is not None:
             if not (_is_number(mlp_ratio) and 0 < mlp_ratio < float("inf")):
                 raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio!r}")
@@ -157,8 +185,8 @@ class MAEConfig(PretrainedConfig):
         """
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
-        fields = {field.name for field in dataclasses.fields(cls)}
-        known = fields | set(cls.attribute_map) | {"mlp_ratio", "attn_implementation", "num_labels"}
+        fields = {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+        known = fields | set(cls.attribute_map) | {"mlp_ratio", "attn_implementation", "num_labels", *_STAGES}
         for field in overrides:
             if field not in known:
                 raise unknown_name("field", field, known)
@@ -177,9 +205,50 @@ class MAEConfig(PretrainedConfig):
         found = config_dict.get("model_type", cls.model_type)
         if found not in (cls.model_type, MAEConfig.model_type):
             raise ValueError(f"this is the configuration of a {found!r} model, not of a {cls.model_type!r} one")
+        chosen = kwargs if kwargs.keys() & set(_STAGES) else config_dict
+        stages = [chosen.get(name) for name in _STAGES]
+        config_dict, kwargs = (
+            {name: value for name, value in fields.items() if name not in _STAGES} for fields in (config_dict, kwargs)
+        )
         made = super().from_dict(config_dict, **kwargs)
-        (made[0] if isinstance(made, tuple) else made).check_fields()
+        config = made[0] if isinstance(made, tuple) else made
+        config.check_fields()
+        config.set_output_features_output_indices(*stages)  # now that the depth is known
         return made
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save the configuration, and with an `auto_map` the code of all models too.
+
+        It has an `auto_map` if the model was registered for it (`register_for_auto_class`; loading with
+        `trust_remote_code=True` does so) or comes from a folder with code. Every Auto class of transformers then loads
+        the folder where this package is not installed.
+        """
+        if auto_map := getattr(self, "auto_map", None):
+            own = {name: reference for name, reference in auto_map.items() if "--" not in reference}  # not of a Hub id
+            self.auto_map = {**AUTO_MAP, **own}
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            for file in code_files():
+                shutil.copyfile(file, Path(save_directory) / file.name)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
+        """Choose the feature maps of a backbone, by name or number; raises `ValueError` if there are no such."""
+        for name, value, kind in (("out_features", out_features, str), ("out_indices", out_indices, int)):
+            if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, kind) for v in value)):
+                raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
+        super().set_output_features_output_indices(out_features, out_indices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Make the dictionary that is saved; without the feature maps of a backbone unless they were chosen."""
+        made = super().to_dict()
+        if made["out_indices"] == [self.num_hidden_layers]:
+            del made["out_features"], made["out_indices"]
+        return made
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the feature maps that `MAEBackbone` can give."""
+        return ["stem", *(f"stage{n}" for n in range(1, 1 + self.num_hidden_layers))]
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -223,6 +292,14 @@ class MAEConfig(PretrainedConfig):
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
+
+def code_files() -> list[Path]:
+    """The files of a folder with code: `modeling_mae.py` and what it imports, directly or not."""
+    modeling = Path(__file__).with_name("modeling_mae.py")
+    if not modeling.exists():  # loaded from a folder with code: transformers keeps it elsewhere, and copies it itself
+        return []
+    return [modeling, *sorted({Path(name) for name in get_relative_import_files(modeling)})]
 
 
 def is_count(value: Any) -> bool:

@@ -6,34 +6,29 @@ Shapes: `B` batch, `C` channels, `H W` pixels, `P` patch side, `L` patches, `L_k
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers import initialization
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import Attention
 from .configuration_mae import MAEConfig
 from .decoder import MAEDecoder
 from .encoder import MAEEncoder
 from .masking import MaskingOutput, masking_from_bool, random_masking
-from .patch_embed import PatchEmbed, check_images, grid_of, patch_statistics, patchify, to_pair, unpatchify
+from .patch_embed import PatchEmbed, check_images, grid_of, patch_statistics, patchify, unpatchify
 from .pos_embed import get_2d_sincos_pos_embed, interpolate_pos_embed
-from .transformer import Block
-from .vit_mae import read_vit_mae, warn_about_epsilon
+from .pretrained import MAEPreTrainedModel
 
 NO_DECODER = (
     "an encoder without a decoder (mae_visualize_vit_*.pth and mae_pretrain_vit_*_full.pth have one, for raw and for "
     "normalised pixels)"
 )
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 @dataclass
@@ -78,176 +73,6 @@ class MAEForPreTrainingOutput(ModelOutput):
     ids_restore: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-
-
-class MAEPreTrainedModel(PreTrainedModel):
-    """What all models share: official initialisation, loading, frozen position tables, other image sizes."""
-
-    config: MAEConfig
-    config_class = MAEConfig
-    base_model_prefix = "mae"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block", "MAEDecoder"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": Block, "attentions": Attention}
-    _input_embed_layer = "patch_embed"
-
-    def __init__(self, config: MAEConfig) -> None:
-        config.check_fields()
-        super().__init__(config)
-
-    def post_init(self) -> None:
-        """Give each attention the config, which `set_attn_implementation` changes, then initialise the weights."""
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.config = self.config
-        super().post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module officially (appendix A.1; `initialize_weights` in models_mae.py).
-
-        Xavier uniform for each Linear and for the patch projection seen as a matrix, zero biases (that of the patch
-        projection too, which the official code leaves at PyTorch's default), normal tokens, sine-cosine tables. The
-        functions of `initialization` leave alone what came from a checkpoint.
-        """
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
-            initialization.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                initialization.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            initialization.ones_(module.weight)
-            initialization.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):
-            for name, buffer in module.named_buffers():  # what `reset_running_stats` does
-                (initialization.ones_ if name == "running_var" else initialization.zeros_)(buffer)
-        elif isinstance(module, MAEDecoder):
-            initialization.normal_(module.mask_token, std=self.config.initializer_range)
-            table = get_2d_sincos_pos_embed(module.pos_embed.shape[-1], module.grid_size, cls_token=True)
-            initialization.copy_(module.pos_embed, table)
-        elif isinstance(module, MAEModel):
-            initialization.normal_(module.cls_token, std=self.config.initializer_range)
-            table = get_2d_sincos_pos_embed(module.pos_embed.shape[-1], module.patch_embed.grid_size, cls_token=True)
-            initialization.copy_(module.pos_embed, table)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """Load weights and config from a folder or the Hub, as every transformers model does.
-
-        What a fresh model freezes comes back frozen: the position tables, unless it is a classifier (transformers makes
-        every loaded weight trainable).
-
-        Raises:
-            ValueError: If the position tables belong to another image size; see `set_image_size`.
-        """
-        name, ignore_mismatched_sizes = pretrained_model_name_or_path, kwargs.pop("ignore_mismatched_sizes", False)
-        loaded: Any = super().from_pretrained(
-            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        model, info = loaded
-        if not ignore_mismatched_sizes:
-            _refuse_other_size(model.config, _stored_config(name, kwargs))
-            _refuse_mismatched_sizes(info["mismatched_keys"])
-        model._freeze()
-        model._warn_about_missing_keys(info["missing_keys"])
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def from_vit_mae(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load the weights of transformers' ViTMAE, such as "facebook/vit-mae-base".
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id; safetensors or `pytorch_model.bin`, sharded or not.
-            **kwargs: As for `from_pretrained`: fields of the config (`layer_norm_eps=1e-6`: files on the Hub say 1e-12,
-                and this warns of it), `dtype`, `device_map`, `revision`, `token`, `output_loading_info`, ...
-
-        Returns:
-            The model, in eval mode; what the weights lack (a decoder, a head) is new, as for `from_pretrained`.
-
-        Warns:
-            UserWarning: If the epsilon is ViTMAE's default, or a decoder is asked for that is not there.
-
-        Raises:
-            CheckpointError: If config or weights are damaged, or keys are not those of a ViTMAE.
-            OSError: If there is no such repository.
-            RuntimeError: If the weights are of other shapes than the config says.
-            ValueError: If the config is of another model or wrong, or an argument is given that this does not take.
-        """
-        for name in ("config", "state_dict", "subfolder", "use_safetensors", "variant"):
-            if name in kwargs:
-                raise ValueError(f"from_vit_mae does not take {name}")
-        hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        theirs, weights = read_vit_mae(pretrained_model_name_or_path, **hub_options)
-        config, kwargs = MAEConfig.from_dict(theirs.to_diff_dict(), return_unused_kwargs=True, **kwargs)
-        _refuse_other_size(config, {"image_size": theirs.image_size})
-        warn_about_epsilon(config)
-        return cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
-
-    def _freeze(self) -> None:
-        """Freeze what is not trained: the position tables."""
-        for key, parameter in self.named_parameters():
-            if key.endswith("pos_embed"):
-                parameter.requires_grad_(False)
-
-    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
-        """Hook for a model that can be loaded from a folder which lacks a part of it."""
-
-    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
-        """Resize every position table in two dimensions, for good, and write the size into the config.
-
-        Call it on the whole model, not on its encoder alone: they share one config, by which the whole is saved.
-
-        Args:
-            image_size: Side or (height, width) in pixels, divisible by the patch size.
-
-        Raises:
-            ValueError: If `image_size` is no size, or not divisible by the patch size.
-        """
-        image_size = image_size if isinstance(image_size, int) else to_pair(image_size)
-        grid_size = grid_of(image_size, self.config.patch_size)
-        for module in self.modules():
-            if isinstance(module, MAEModel):
-                module._resize(image_size)
-            elif isinstance(module, MAEDecoder):
-                module.set_grid_size(grid_size)
-        self.config.image_size = image_size
-
-
-def _stored_config(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The config beside a checkpoint if the call could have changed its image size, else nothing."""
-    if name is None or not {"config", "image_size", "img_size"} & kwargs.keys():
-        return {}
-    where = {key: kwargs[key] for key in (*_HUB_OPTIONS, "subfolder") if key in kwargs}
-    try:
-        return MAEConfig.get_config_dict(name, **where)[0]
-    except OSError:  # weights alone
-        return {}
-
-
-def _refuse_other_size(config: MAEConfig, stored: dict[str, Any]) -> None:
-    """Raise if a checkpoint is loaded in another size: if the number of patches agrees, nothing else would tell."""
-    found, wanted = stored.get("image_size", config.image_size), config.image_size
-    if to_pair(found) != to_pair(wanted):
-        raise ValueError(
-            f"the checkpoint was made for image size {found}, not {wanted}: load it with the size it has, then call "
-            f"model.set_image_size({wanted})"
-        )
-
-
-def _refuse_mismatched_sizes(mismatched: set[tuple[str, Any, Any]]) -> None:
-    """Raise if weights in a checkpoint are of other shapes than in the model."""
-    lines = [f"{key}: {tuple(found)} in the checkpoint, {tuple(made)} in the model" for key, found, made in mismatched]
-    if lines:
-        raise RuntimeError(f"weights of other shapes in the checkpoint: {'; '.join(sorted(lines))}")
 
 
 class MAEModel(MAEPreTrainedModel):
@@ -330,6 +155,15 @@ class MAEModel(MAEPreTrainedModel):
         if mask_ratio is None and noise is None:
             return None
         return random_masking(patches, self.config.mask_ratio if mask_ratio is None else mask_ratio, noise)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module; the token and the table are this model's own."""
+        super()._init_weights(module)
+        if module is self:
+            initialization.normal_(self.cls_token, std=self.config.initializer_range)
+            table = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.patch_embed.grid_size, cls_token=True)
+            initialization.copy_(self.pos_embed, table)
 
     def _check_images(self, pixel_values: Tensor, any_size: bool) -> None:
         check_images(pixel_values, self.config.num_channels)
@@ -511,6 +345,55 @@ class MAEForImageClassification(MAEPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and module in list(self.head.modules()):
             initialization.trunc_normal_(module.weight, std=0.01 if self.config.linear_probe else 2e-5)
+
+
+class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
+    """Feature maps of the encoder, for the segmentation and detection heads of transformers.
+
+    Choose them with `config.out_features` ("stem", "stage1" ... "stageN") or `config.out_indices` (0 ... N); the last
+    one by default. Heads give a backbone nothing but images, of any size: its positions are resized as needed.
+    """
+
+    # folders of whole models have them; without `config.apply_layernorm`, neither has the norm a use
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^head\.", r"^(mae\.)?encoder\.norm\."]
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        self.mae = MAEModel(config, final_norm=config.apply_layernorm)
+        self.mae.pos_embed.requires_grad_(True)  # as in a classifier
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """Encode whole images.
+
+        Args:
+            pixel_values: Images, `(B, C, H, W)`, normalised as the processor does it, `H` and `W` divisible by `P`.
+            interpolate_pos_encoding: Accept images of another size, with positions resized for this call.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            The chosen feature maps, each `(B, D, H / P, W / P)`.
+
+        Raises:
+            ValueError: If the images do not fit.
+        """
+        encoded = self.mae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
+        h, w = grid_of((pixel_values.shape[2], pixel_values.shape[3]), self.config.patch_size)
+        chosen = [encoded.hidden_states[index] for index in self.out_indices]
+        patches = [self.mae.encoder.norm(tokens)[:, 1:] for tokens in chosen]  # B 1+L D -> B L D
+        feature_maps = tuple(p.transpose(1, 2).unflatten(2, (h, w)).contiguous() for p in patches)  # B L D -> B D h w
+        return BackboneOutput(feature_maps, encoded.hidden_states, encoded.attentions)
+
+    def _freeze(self) -> None:
+        """Leave everything trainable."""
+
+    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
+        self.mae._warn_about_missing_keys({key.removeprefix("mae.") for key in missing_keys})
 
 
 def reconstruction_loss(patches: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool) -> Tensor:

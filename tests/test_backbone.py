@@ -1,0 +1,176 @@
+"""MAEBackbone, and heads of transformers that run and train on it."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection, UperNetConfig, UperNetForSemanticSegmentation
+
+from mae_hf import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "full")
+    return tmp_path / "full"
+
+
+def test_feature_maps_are_the_patches_of_the_chosen_blocks(folder):
+    """In image order, normalised: the last one is what `MAEModel` gives."""
+    backbone = MAEBackbone.from_pretrained(folder, out_indices=[0, 1, 2])
+    images = torch.randn(2, 3, 32, 32)
+    encoded = MAEModel.from_pretrained(folder)(images, output_hidden_states=True)
+    maps = backbone(images).feature_maps
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 64, 4, 4)] * 3
+    for feature_map, tokens in zip(maps, encoded.hidden_states, strict=True):
+        normalised = backbone.mae.encoder.norm(tokens)
+        assert_close(feature_map[:, :, 2, 3], normalised[:, 1 + 2 * 4 + 3], atol=0, rtol=0)
+    assert_close(maps[-1].flatten(2).transpose(1, 2), encoded.last_hidden_state[:, 1:], atol=0, rtol=0)
+
+
+def test_images_of_any_size_that_the_patch_divides(folder):
+    """Heads pass on images alone, so the positions are resized unasked."""
+    backbone = MAEBackbone.from_pretrained(folder)
+    images = torch.randn(1, 3, 48, 24)
+    (feature_map,) = backbone(images).feature_maps
+    assert feature_map.shape == (1, 64, 6, 3)
+    expected = MAEModel.from_pretrained(folder)(images, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+    assert_close(feature_map.flatten(2).transpose(1, 2), expected, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="not divisible by the patch size 8"):
+        backbone(torch.randn(1, 3, 50, 24))
+
+
+def test_feature_maps_are_chosen_by_name_or_number(tiny_config):
+    assert tiny_config().out_features == ["stage2"]
+    assert tiny_config(out_features=["stem", "stage1"]).out_indices == [0, 1]
+    config = tiny_config(out_indices=[1, -1])
+    assert config.out_features == ["stage1", "stage2"]
+    assert MAEBackbone(config).channels == [64, 64]
+    assert len(MAEBackbone(config)(torch.randn(1, 3, 32, 32)).feature_maps) == 2
+    with pytest.raises(ValueError, match=r"out_features must be a list of str, got \[3\]"):
+        tiny_config(out_features=[3])
+    with pytest.raises(ValueError, match="out_indices must be a list of int, got 1"):
+        tiny_config(out_indices=1)
+    with pytest.raises(ValueError, match=r"out_indices must be valid indices for stage_names \['stem', 'stage1'"):
+        tiny_config(out_indices=[3])
+
+
+def test_choice_is_saved_and_can_be_changed_on_loading(tiny_config, tmp_path):
+    tiny_config(out_indices=[0, 1]).save_pretrained(tmp_path)
+    assert MAEConfig.from_pretrained(tmp_path).out_features == ["stem", "stage1"]
+    assert MAEConfig.from_pretrained(tmp_path, out_features=["stage2"]).out_indices == [2]
+    with pytest.raises(ValueError, match="out_indices must be a list of int, got 1"):
+        MAEConfig.from_pretrained(tmp_path, out_indices=1)
+
+
+def test_default_choice_is_not_saved_and_follows_the_depth(tiny_config, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    assert '"out_' not in (tmp_path / "config.json").read_text()
+    assert MAEConfig.from_pretrained(tmp_path, num_hidden_layers=1).out_features == ["stage1"]
+
+
+def test_hidden_states_and_attentions_come_if_asked_for(folder):
+    backbone = MAEBackbone.from_pretrained(folder, attn_implementation="eager")
+    images = torch.randn(1, 3, 32, 32)
+    assert backbone(images).keys() == {"feature_maps"}
+    out = backbone(images, output_hidden_states=True, output_attentions=True)
+    assert len(out.hidden_states) == 3 and [tuple(weights.shape) for weights in out.attentions] == [(1, 4, 17, 17)] * 2
+    assert len(backbone(images, return_dict=False)) == 1
+
+
+def test_feature_maps_without_the_norm(folder):
+    """`apply_layernorm=False`: the tokens as they leave the blocks; the weights of the norm are not loaded."""
+    backbone = MAEBackbone.from_pretrained(folder, apply_layernorm=False)
+    images = torch.randn(1, 3, 32, 32)
+    (feature_map,) = backbone(images).feature_maps
+    tokens = MAEModel.from_pretrained(folder)(images, output_hidden_states=True).hidden_states[-1]
+    assert_close(feature_map.flatten(2).transpose(1, 2), tokens[:, 1:], atol=0, rtol=0)
+    assert not [key for key in backbone.state_dict() if "encoder.norm" in key]
+
+
+@pytest.mark.parametrize("kind", [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone])
+def test_backbone_comes_from_the_folder_of_any_model(kind, tiny_config, tmp_path):
+    model = kind(tiny_config(pooling="cls"))
+    model.save_pretrained(tmp_path)
+    backbone, info = MAEBackbone.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    weights = getattr(model, "mae", model).state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in backbone.mae.state_dict().items())
+    assert all(parameter.requires_grad for parameter in backbone.parameters())  # the positions too, as in a classifier
+
+
+def test_backbone_warns_of_a_norm_that_a_classifier_of_the_mean_lacks(tiny_config, tmp_path):
+    MAEForImageClassification(tiny_config(pooling="mean")).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no norm after the last block"):
+        MAEBackbone.from_pretrained(tmp_path)
+    MAEBackbone.from_pretrained(tmp_path, apply_layernorm=False)  # needs none
+
+
+def pieces(batch):
+    """Images with a bright rectangle each, and the map of where it is."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.zeros(batch, 3, 32, 48), torch.zeros(batch, 32, 48, dtype=torch.long)
+    for n in range(batch):
+        top, left = (8 * int(torch.randint(0, high, (), generator=generator)) for high in (3, 5))
+        images[n, :, top : top + 16, left : left + 16] = 1
+        labels[n, top : top + 16, left : left + 16] = 1
+    return images, labels
+
+
+def test_upernet_segments_on_it(folder, tmp_path):
+    """It learns where the rectangles are, and comes back from its own folder with the same numbers."""
+    torch.manual_seed(0)
+    config = UperNetConfig(
+        backbone_config=MAEConfig.from_pretrained(folder, out_indices=[1, 2]),
+        hidden_size=32,
+        pool_scales=[1, 2],
+        use_auxiliary_head=False,
+        num_labels=2,
+    )
+    model = UperNetForSemanticSegmentation(config).train()
+    model.backbone = MAEBackbone.from_pretrained(folder, out_indices=[1, 2])
+    images, labels = pieces(8)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(40):
+        loss = model(images, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    found = model(images).logits.argmax(1)
+    assert (found == labels).float().mean() > 0.95  # 0.83 are background
+    model.save_pretrained(tmp_path / "upernet")
+    again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "upernet").eval()
+    assert isinstance(again.backbone, MAEBackbone)
+    assert torch.equal(again(images).logits, model(images).logits)
+
+
+def test_detr_detects_on_it(folder):
+    torch.manual_seed(0)
+    sizes = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 64))}
+    config = DetrConfig(
+        backbone_config=MAEConfig.from_pretrained(folder),
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        d_model=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=3,
+        num_labels=2,
+        dropout=0.0,
+        **sizes,
+    )
+    model = DetrForObjectDetection(config).train()
+    targets = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.3]])}] * 2
+    images = torch.randn(2, 3, 32, 48)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), 2e-3), []
+    for _ in range(30):
+        losses.append(model(images, labels=targets).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_auto_backbone_makes_it_from_a_config(folder):
+    backbone = AutoBackbone.from_config(MAEConfig.from_pretrained(folder, out_features=["stage1"]))
+    assert isinstance(backbone, MAEBackbone) and backbone.out_features == ["stage1"]
