@@ -1,6 +1,6 @@
 # make demo       convert the small checkpoint that ships with the repository, reconstruct a photograph with it
 # make test       the fast tests
-# make test-all   all tests
+# make test-all   all tests, with the libraries of the examples
 # make check      lint, types, build of wheel and sdist
 # make parity     the table of the three sizes, measured again
 # make cards      the same (minutes), written into README and model cards; python -m benchmarks.parity --cards does not measure
@@ -23,6 +23,10 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,check]"
 	touch $@
 
+.venv/complete: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,examples,demo]"
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/mae-hf convert examples/demo/mae_demo.pth demo/mae-demo --overwrite --num-attention-heads 4 --decoder-num-attention-heads 4
 	$(BIN)/mae-hf verify examples/demo/mae_demo.pth demo/mae-demo
@@ -35,7 +39,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -m "not heavy"
 
-test-all: .venv/installed
+test-all: .venv/complete
 	$(BIN)/pytest
 
 check: .venv/checked

@@ -1,0 +1,157 @@
+"""Export a model to ONNX, and compare what onnxruntime makes of the file with what PyTorch makes of the model.
+
+    python examples/export_onnx.py demo/mae-demo mae.onnx
+    python examples/export_onnx.py demo/mae-demo encoder.onnx --encoder
+
+The folder or Hub repository says which class it holds:
+
+    MAEModel                   pixel_values        -> last_hidden_state, pooler_output
+    MAEForImageClassification  pixel_values        -> logits
+    MAEForPreTraining          pixel_values, noise -> loss, logits, mask, ids_restore
+
+The file is in float32 and takes any number of images, of the size that the model has. It hides as many patches as the
+config's mask_ratio says, those with the largest noise: to hide as many of your own choice, give 1 for those and 0 for
+the others. Weights of more than 1.5 GB lie beside the file, in OUT.onnx.data; keep the two together, and the name.
+
+Needs onnx, onnxscript and onnxruntime.
+"""
+
+import argparse
+import logging
+import math
+import sys
+import tempfile
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import huggingface_hub
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+
+CLASSES = {kind.__name__: kind for kind in (MAEModel, MAEForImageClassification, MAEForPreTraining)}
+EXACT, TOLERANCE = ("mask", "ids_restore"), 1e-4  # the tolerance is of the other outputs
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Export a model to ONNX and compare the two.")
+    parser.add_argument("folder", metavar="FOLDER", help="or Hub id, with the weights of any model of mae_hf")
+    parser.add_argument("out", type=Path, metavar="OUT.onnx")
+    parser.add_argument("--encoder", action="store_true", help="only the features of a pretraining model")
+    parser.add_argument("--opset", type=int, default=20, choices=range(18, 26), metavar="N", help="18 to 25 (20)")
+    options = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
+    try:
+        export(options.folder, options.out, options.encoder, options.opset)
+    except torch.onnx.OnnxExporterError:
+        raise  # no fault of the input
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        print("export_onnx:", str(error).strip().splitlines()[0], file=sys.stderr)
+        return 1
+    return 0
+
+
+def export(folder, out, encoder, opset):
+    """Put the file in its place, whole and compared, or raise."""
+    missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no directory {out.parent}")
+    for path in (out, out.with_name(f"{out.name}.data")):
+        if path.exists():
+            raise ValueError(f"{path} is there already")
+    model = load(folder, encoder)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        staged = Path(beside, out.name)  # of the same name, by which the file knows its .data
+        write(model, staged, opset)
+        found = differences(model, staged)
+        for name, difference in found.items():
+            print(f"{name:18} largest difference from PyTorch {difference:.1e}")
+        wrong = [name for name in found if not found[name] <= (0 if name in EXACT else TOLERANCE)]  # nor may it be NaN
+        if wrong:
+            raise ValueError(f"onnxruntime differs from PyTorch in {', '.join(wrong)}: nothing is written")
+        for path in sorted(Path(beside).iterdir(), reverse=True):  # OUT.onnx.data before the file that needs it
+            path.rename(out.with_name(path.name))
+
+
+def load(folder, encoder):
+    """The model in eval mode, with the attention that onnxruntime is faster with: written out, not sdpa."""
+    name = (MAEConfig.get_config_dict(folder)[0].get("architectures") or ["no class"])[0]
+    if name not in CLASSES:
+        raise ValueError(f"{folder} holds {name}, not one of {', '.join(CLASSES)}")
+    if encoder and name == "MAEForImageClassification":
+        raise ValueError(f"{folder} holds a classifier: --encoder is for pretraining models")
+    outputs = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+    try:
+        kind = MAEModel if encoder else CLASSES[name]
+        return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **outputs)
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} are damaged: {error}") from error
+
+
+def random_inputs(model, batch):
+    config = model.config
+    height, width = (side * config.patch_size for side in config.grid_size)
+    inputs = {"pixel_values": torch.randn(batch, config.num_channels, height, width)}
+    if isinstance(model, MAEForPreTraining):
+        inputs["noise"] = torch.rand(batch, math.prod(config.grid_size))
+    return inputs
+
+
+@torch.no_grad()
+def write(model, path, opset):
+    inputs = random_inputs(model, batch=2)
+    axes = {"pixel_values": {0: torch.export.Dim("batch")}, "noise": {0: torch.export.Dim.DYNAMIC}}
+    with warnings.catch_warnings():
+        # what the exporter says of itself: it uses what PyTorch deprecates, and does without torchvision, as we do
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+        torch.onnx.export(
+            model,
+            kwargs=inputs,
+            f=path,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=list(model(**inputs)),
+            dynamic_shapes={name: axes[name] for name in inputs},
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            opset_version=opset,
+            external_data=False,  # unless it is too large
+            verbose=False,
+        )
+
+
+def stable_sort(self, stable=None, dim=-1, descending=False):
+    """The sort by noise, which the exporter cannot translate. TopK is stable: of equal values the first comes first."""
+    from onnxscript import opset18 as op
+
+    length = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+    return op.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
+
+
+@torch.no_grad()
+def differences(model, path):
+    """The largest difference of each output, for another number of images than the file was made with."""
+    import onnxruntime
+
+    inputs = random_inputs(model, batch=3)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    expected = model(**inputs)
+    return {
+        output.name: largest_difference(torch.tensor(value), expected[output.name])
+        for output, value in zip(session.get_outputs(), found, strict=True)
+    }
+
+
+def largest_difference(found, expected):
+    return (found - expected).abs().max().item() if found.shape == expected.shape else math.inf
+
+
+if __name__ == "__main__":
+    sys.exit(main())
