@@ -21,6 +21,7 @@ from .patch_embed import patch_statistics, patchify, unpatchify
 MASKS = ("random", "block", "grid")
 NORMALISED_NOTE = "model of normalised pixels: shown with the mean and deviation of each patch of the original"
 _GAP, _PANEL = 8, 224  # pixels of the picture
+_THIN = 1000  # the longer side of an image by the shorter one, at most
 
 
 class Reconstruction(NamedTuple):
@@ -37,13 +38,18 @@ def open_image(image: Image.Image | str | PathLike[str]) -> Image.Image:
     """Open an image file, or take an open one; turned as its EXIF data say, in RGB.
 
     Raises:
-        ValueError: If the file is no image that Pillow can read.
+        ValueError: If the file is no image that Pillow can read, has more than 8 bits a channel, or is a thousand times
+            as long as wide.
         OSError: If there is no such file.
     """
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):  # Pillow would clip them, without a word
             raise ValueError(f"an image of mode {image.mode} has more than 8 bits a channel: convert it to 8 first")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        if max(image.size) > _THIN * min(image.size):  # resizing it would take gigabytes, to show hardly any of it
+            raise ValueError(f"an image of {image.width}x{image.height} pixels is too thin: crop it to what matters")
+        rgb = ImageOps.exif_transpose(image).convert("RGB")
+        rgb.info.pop("transparency", None)  # a colour to be shown; the processor would make it white
+        return rgb
     if not isinstance(image, str | PathLike):
         raise ValueError(f"image must be a PIL image or a file name, got {type(image).__name__}")
     try:

@@ -1,24 +1,163 @@
+"""The image processor beside a model: the official evaluation transform, to the bit, saved and loaded again."""
+
+from pathlib import Path
+
 import numpy
+import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, BitImageProcessorPil
 
 from mae_hf import MAEConfig
+from mae_hf.cli import main
 from mae_hf.image_processor import image_processor
 
+CHELSEA = Path(__file__).resolve().parent.parent / "examples" / "demo" / "chelsea.png"
+HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 
-def test_processor_is_the_official_transform():
-    """Resize(256), CenterCrop(224), ToTensor, Normalize, done with Pillow and torch by hand."""
-    rng = numpy.random.RandomState(0)
-    image = Image.fromarray(rng.randint(0, 255, (70, 90, 3), dtype=numpy.uint8))
-    found = image_processor(MAEConfig())(image, return_tensors="pt")["pixel_values"][0]
-    scaled = image.resize((int(256 * 90 / 70), 256), Image.Resampling.BICUBIC)
-    left, top = round((scaled.width - 224) / 2), round((256 - 224) / 2)
-    crop = torch.from_numpy(numpy.array(scaled.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1) / 255
+
+@pytest.fixture
+def chelsea():
+    """A photograph of 451 x 300 pixels."""
+    with Image.open(CHELSEA) as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Saves the processor for an image size and loads it as users do."""
+
+    def load(image_size=224, loader=AutoImageProcessor):
+        image_processor(MAEConfig(image_size=image_size)).save_pretrained(tmp_path)
+        return loader.from_pretrained(tmp_path)
+
+    return load
+
+
+def prepare(processor, image):
+    return processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def by_hand(image, crop=224, start=lambda margin: margin // 2):
+    """Resize(crop * 256 / 224), CenterCrop(crop), ToTensor, Normalize; `start` says how an odd margin is halved."""
+    short = int(crop * 256 / 224)
+    width, height = image.size
+    size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    left, top = (start(side - crop) for side in size)
+    cropped = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + crop, top + crop))
+    pixels = torch.from_numpy(numpy.array(cropped)).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-    torch.testing.assert_close(found, (crop - mean) / std, atol=1e-6, rtol=0)
+    return (pixels - mean) / std
 
 
-def test_images_that_are_not_square_are_covered():
-    processor = image_processor(MAEConfig(image_size=(32, 64)))
+def officially(margin):
+    """How `CenterCrop` of torchvision halves the margin: to the nearest number, and half-way to the even one."""
+    return round(margin / 2)
+
+
+@pytest.mark.parametrize("loader", [AutoImageProcessor, BitImageProcessorPil])
+def test_saved_processor_is_the_official_transform_to_the_bit(chelsea, load, loader):
+    found = prepare(load(loader=loader), chelsea)
+    assert found.shape == (3, 224, 224) and found.dtype == torch.float32
+    assert torch.equal(found, by_hand(chelsea, start=officially))
+
+
+@pytest.mark.parametrize("size", [(301, 457), (333, 222), (225, 223), (97, 100), (1000, 31), (19, 640), (2000, 1501)])
+def test_photographs_of_any_size_to_the_bit(chelsea, load, size):
+    image = chelsea.resize(size, Image.Resampling.LANCZOS)
+    assert torch.equal(prepare(load(), image), by_hand(image))
+
+
+@pytest.mark.parametrize("image_size", [32, 48, 80, 192, 448])
+def test_models_of_other_sizes_to_the_bit(chelsea, load, image_size):
+    assert torch.equal(prepare(load(image_size), chelsea), by_hand(chelsea, image_size))
+
+
+def test_every_value_that_a_pixel_can_have_to_the_bit(load):
+    """It multiplies by 1 / 255 in float64 where torch divides by 255 in float32: no value tells the difference."""
+    image = Image.fromarray(numpy.random.RandomState(0).randint(0, 256, (256, 256, 3), dtype=numpy.uint8))
+    found = prepare(load(), image)
+    assert [len(channel.unique()) for channel in found] == [256, 256, 256]
+    assert torch.equal(found, by_hand(image))
+
+
+@pytest.mark.heavy
+def test_photographs_of_scikit_to_the_bit(load):
+    data = pytest.importorskip("skimage.data")
+    datasets = pytest.importorskip("sklearn.datasets")
+    photographs = [data.astronaut(), data.coffee(), data.rocket()]
+    photographs += [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    for image in map(Image.fromarray, photographs):
+        for image_size in (32, 224, 448):
+            for turned in (image, image.transpose(Image.Transpose.ROTATE_90)):
+                assert torch.equal(prepare(load(image_size), turned), by_hand(turned, image_size))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("margin", range(32, 41))
+def test_crop_is_one_pixel_beside_the_official_one_where_a_margin_leaves_3_by_4(chelsea, load, margin, upright):
+    """Transformers halves an odd margin downwards, torchvision to the even number; they differ for 3, 7, 11, ..."""
+    image = chelsea.resize((224 + margin, 256))  # as large as it will be, so that nothing but the crop is done
+    image = image.transpose(Image.Transpose.TRANSPOSE) if upright else image
+    found, official = prepare(load(), image), by_hand(image, start=officially)
+    shift = int(margin % 4 == 3)
+    assert officially(margin) - margin // 2 == shift
+    assert torch.equal(found, official) == (shift == 0)
+    axis, kept = 1 if upright else 2, 224 - shift
+    assert torch.equal(found.narrow(axis, shift, kept), official.narrow(axis, 0, kept))
+
+
+def test_processor_that_convert_writes_is_this_one(reference, load, tmp_path):
+    assert main(["convert", str(reference / "tiny" / "full.pth"), str(tmp_path / "converted"), *HEADS]) == 0
+    written = (tmp_path / "converted" / "preprocessor_config.json").read_text()
+    load(32)
+    assert written == (tmp_path / "preprocessor_config.json").read_text()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "1"])
+def test_other_modes_are_what_pillow_makes_of_them(chelsea, load, mode):
+    image, processor = chelsea.convert(mode), load(32)
+    assert image.mode == mode
+    assert torch.equal(prepare(processor, image), prepare(processor, image.convert("RGB")))
+    assert torch.equal(prepare(processor, image), by_hand(image.convert("RGB"), 32))
+
+
+def test_transparent_images_are_up_to_transformers_unless_converted_first(chelsea, load):
+    """Officially transparency is dropped; the processor does so up to transformers 5.20, later it puts white below."""
+    image, processor = chelsea.convert("RGBA"), load(32)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    dropped, white = by_hand(chelsea, 32), by_hand(on_white, 32)
+    found = prepare(processor, image)
+    assert not torch.equal(dropped, white)
+    assert torch.equal(found, dropped) or torch.equal(found, white)
+    assert torch.equal(prepare(processor, image.convert("RGB")), dropped)
+
+
+def test_images_are_not_turned_as_their_exif_data_say(chelsea, load):
+    """`open_image`, and with it `reconstruct`, and the pipelines of transformers do it before."""
+    plain = prepare(load(32), chelsea)
+    chelsea.getexif()[0x0112] = 6
+    assert ImageOps.exif_transpose(chelsea).size == (300, 451)
+    assert torch.equal(prepare(load(32), chelsea), plain)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 2), (2, 3), (3, 3)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_images_of_few_pixels(chelsea, load, size, mode):
+    image = chelsea.resize(size).convert(mode)
+    assert torch.equal(prepare(load(), image), by_hand(image.convert("RGB")))
+
+
+def test_images_that_are_not_square_are_covered(chelsea, load):
+    """The shorter side goes by the longer side of the model's size."""
+    processor = load((32, 64))
     for size in ((200, 50), (50, 200), (64, 64)):
-        assert processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 64)
+        image = chelsea.resize(size)
+        assert torch.equal(prepare(processor, image), by_hand(image, 64)[:, 16:48])
+
+
+def test_batch_is_what_its_images_are(chelsea, load):
+    images, processor = [chelsea, chelsea.resize((64, 90)), chelsea.convert("L")], load(32)
+    found = processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, torch.stack([prepare(processor, image) for image in images]))
