@@ -327,7 +327,10 @@ class MAEForImageClassification(MAEPreTrainedModel):
         """
         encoded = self.mae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.head(self.fc_norm(encoded.pooler_output))  # B D -> B num_labels
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        loss = None
+        if labels is not None:  # in float32 at least, as in pretraining
+            scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = self.loss_function(labels, scores, self.config, **kwargs)
         return ImageClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
     def freeze_encoder(self) -> None:

@@ -1,7 +1,13 @@
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing import assert_close
+from transformers.utils import is_flash_attn_2_available
 
-from mae_hf import Attention
+from mae_hf import Attention, MAEForPreTraining
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NOISE = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
 
 
 def test_attention_equals_the_one_of_pytorch():
@@ -47,3 +53,77 @@ def test_width_must_be_divisible_by_heads():
         Attention(24, 5)
     with pytest.raises(ValueError, match="num_heads 0"):
         Attention(24, 0)
+
+
+def pretraining_step(model):
+    """Outputs of a pretraining model, and gradients of what it trains, for the same images and noise every time."""
+    model.zero_grad()
+    out = model(IMAGES, noise=NOISE)
+    out.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return {"loss": out.loss, "logits": out.logits}, gradients
+
+
+@pytest.fixture
+def chosen(tiny_model, tmp_path):
+    """Makes the tiny model with an attention implementation chosen in one of the three ways there are."""
+
+    def make(way, implementation):
+        model = tiny_model(attn_implementation=implementation) if way == "config" else tiny_model()
+        if way == "from_pretrained":
+            model.save_pretrained(tmp_path / "model")
+            model = MAEForPreTraining.from_pretrained(tmp_path / "model", attn_implementation=implementation)
+        elif way == "set_attn_implementation":
+            model.set_attn_implementation(implementation)
+        attention = {module for module in model.modules() if isinstance(module, Attention)}
+        assert {module.config._attn_implementation for module in attention} == {implementation}
+        return model
+
+    return make
+
+
+WAYS = ["config", "from_pretrained", "set_attn_implementation"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_eager_and_sdpa_give_a_whole_model_the_same_outputs_and_gradients(chosen, way):
+    (eager, eager_gradients), (sdpa, sdpa_gradients) = (
+        pretraining_step(chosen(way, name)) for name in ("eager", "sdpa")
+    )
+    assert_close(sdpa, eager, atol=5e-6, rtol=0)
+    assert not torch.equal(sdpa["logits"], eager["logits"])  # other code ran
+    assert_close(sdpa_gradients, eager_gradients, atol=5e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_kernels_of_sdpa_agree_with_eager_attention(tiny_model, kernel):
+    expected, expected_gradients = pretraining_step(tiny_model(attn_implementation="eager"))
+    with sdpa_kernel(kernel):  # no other may stand in
+        outputs, gradients = pretraining_step(tiny_model(attn_implementation="sdpa"))
+    assert_close(outputs, expected, atol=5e-6, rtol=0)
+    assert_close(gradients, expected_gradients, atol=5e-6, rtol=1e-4)
+
+
+@pytest.mark.heavy  # transformers compiles flex attention at its first use
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("way", WAYS)
+def test_flex_attention_gives_a_whole_model_the_same_outputs(chosen, tiny_model, way):
+    # outputs alone: PyTorch has no backward pass of flex attention on a CPU ("does not support backward on CPU")
+    with torch.no_grad():
+        expected = tiny_model(attn_implementation="eager")(IMAGES, noise=NOISE)
+        out = chosen(way, "flex_attention")(IMAGES, noise=NOISE)
+    assert_close(out.logits, expected.logits, atol=5e-6, rtol=0)
+    assert_close(out.loss, expected.loss, atol=5e-6, rtol=0)
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and is_flash_attn_2_available()),
+    reason="FlashAttention-2 needs an NVIDIA GPU and the package flash_attn",
+)
+def test_flash_attention_2_agrees_with_eager_attention_in_half_precision(tiny_model):
+    outputs = {}
+    for implementation in ("eager", "flash_attention_2"):
+        model = tiny_model(attn_implementation=implementation).to("cuda", torch.bfloat16)
+        with torch.no_grad():
+            outputs[implementation] = model(IMAGES.cuda(), noise=NOISE.cuda()).logits.float()
+    assert_close(outputs["flash_attention_2"], outputs["eager"], atol=0.05, rtol=0)  # bfloat16 has 8 bits
