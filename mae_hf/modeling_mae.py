@@ -385,7 +385,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         Raises:
             ValueError: If the images do not fit.
         """
-        encoded = self.mae(pixel_values, None, interpolate_pos_encoding, return_dict=True, **kwargs)
+        kwargs |= {"output_hidden_states": True, "return_dict": True}  # transformers before 5.12 leaves the former to us
+        encoded = self.mae(pixel_values, None, interpolate_pos_encoding, **kwargs)
         h, w = grid_of((pixel_values.shape[2], pixel_values.shape[3]), self.config.patch_size)
         chosen = [encoded.hidden_states[index] for index in self.out_indices]
         patches = [self.mae.encoder.norm(tokens)[:, 1:] for tokens in chosen]  # B 1+L D -> B L D

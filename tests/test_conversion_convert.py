@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, BitImageProcessorPil
+from transformers import BitImageProcessorPil
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of itself wants no torchvision
 
 from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 from mae_hf.checkpoint import CheckpointError

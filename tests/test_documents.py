@@ -1,32 +1,99 @@
+"""What the documents show runs as written, each block where those above it have run."""
+
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from benchmarks.recipe import write_official
 from mae_hf.cli import main
+from tests.hub_server import Commit, Repository, hub_server
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("**/*.md"))
 HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+def blocks(document, *languages):
+    """The blocks of code of a document as (language, text)."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [(language, text) for language, text in found if language in languages]
 
 
-def test_python_of_the_readme_runs_as_written(tmp_path, monkeypatch):
-    """Each block by itself, where `make demo` has run."""
+@pytest.fixture
+def after_demo(tmp_path, monkeypatch):
+    """The folder of the repository as `make demo` leaves it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
     assert main(["convert", "examples/demo/mae_demo.pth", "demo/mae-demo", *HEADS]) == 0
-    for block in blocks("python"):
+    return tmp_path
+
+
+@pytest.fixture
+def run(after_demo, tmp_path_factory):
+    """Runs a block in a process of its own that knows a Hub on 127.0.0.1; of make, it runs what `--dry-run` does."""
+    home = tmp_path_factory.mktemp("home")
+    with hub_server(token="hf_test") as hub:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = hub.environment(home) | {"PATH": path, "TORCH_HOME": str(home), "MAKEFLAGS": "--dry-run"}
+
+        def run(language, text):
+            command = {"python": [sys.executable, "-c", text], "sh": ["sh", "-ec", text]}[language]
+            done = subprocess.run(command, env=environment, cwd=after_demo, capture_output=True, text=True)
+            assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
+
+        run.hub, run.home = hub, home
+        yield run
+        assert hub.unknown == []
+
+
+def test_python_of_the_readme_runs_as_written(after_demo):
+    for _, block in blocks("README.md", "python"):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.heavy
+def test_commands_of_the_readme_run_as_written(run, after_demo):
+    """With weights made by a recipe in the place of released ones, in the cache of downloads and on the Hub as well."""
+    write_official("base", after_demo / "mae_visualize_vit_base.pth")
+    write_official("base", after_demo / "mae_pretrain_vit_base.pth", "pretrain")
+    for name in ("photo.jpg", "other.jpg"):
+        Image.open("examples/demo/chelsea.png").save(name)
+    cache = run.home / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    os.link("mae_visualize_vit_base.pth", cache / "mae_visualize_vit_base.pth")
+    assert main(["convert", "mae_visualize_vit_base.pth", "hub", "--to", "vit_mae"]) == 0
+    files = {path.name: path.read_bytes() for path in Path("hub").iterdir()}
+    run.hub.repos["facebook/vit-mae-base"] = Repository(False, [Commit("1" * 40, files)])
+    for block in blocks("README.md", "sh"):
+        run(*block)
+
+
+@pytest.mark.heavy  # PEFT, accelerate, ONNX
+@pytest.mark.parametrize("document", EXAMPLES)
+def test_examples_run_as_written(run, document):
+    for block in blocks(document, "python", "sh"):
+        run(*block)
+
+
+def test_no_document_holds_code_of_a_language_that_is_not_run():
+    for document in ("README.md", *EXAMPLES):
+        languages = re.findall(r"^```(\w*)\n.*?^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+        assert set(languages) <= {"python", "sh", "bibtex"}
+
+
 def test_readme_opens_with_the_two_commands_and_eight_lines_of_python():
-    assert [line.split("#")[0].strip() for line in blocks("sh")[0].splitlines()] == ["make demo", "make test"]
-    assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) == 8
+    (_, commands), (_, code) = blocks("README.md", "sh", "python")[:2]
+    assert [line.split("#")[0].strip() for line in commands.splitlines()] == ["make demo", "make test"]
+    assert len([line for line in code.splitlines() if line.strip()]) == 8
 
 
-@pytest.mark.parametrize("name", re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()))
-def test_links_of_the_readme_lead_somewhere(name):
-    assert (ROOT / name).exists()
+@pytest.mark.parametrize("document", ["README.md", *EXAMPLES])
+def test_links_lead_somewhere(document):
+    for name in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
+        assert ((ROOT / document).parent / name).exists(), name

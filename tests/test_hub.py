@@ -19,8 +19,9 @@ import contextlib, io, sys, torch
 import mae_hf
 from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.cli import main
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers import AutoModelForPreTraining, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 AUTO = dict(encoder=AutoModel, pretraining=AutoModelForPreTraining, classifier=AutoModelForImageClassification)
 OWN = dict(encoder=MAEModel, pretraining=MAEForPreTraining, classifier=MAEForImageClassification)
@@ -161,6 +162,9 @@ def test_private_models_need_a_token(reference, hub, run, folders, tmp_path):
     for name in (*MODELS, "vit_mae"):
         hub.repos[f"someone/{name}"] = Repository(True, [commit_of("1" * 40, folders / name)])
     load = """
+status, said = reconstruct("someone/pretraining", "nothing.png")
+assert status == 1 and said.count(chr(10)) == 1, said
+assert "someone/pretraining is not a local folder and is not a valid model identifier" in said, said
 for name, model_class in OWN.items():
     wanted, repo = model_class.from_pretrained(sys.argv[1] + "/" + name), "someone/" + name
     for load in (model_class.from_pretrained, AUTO[name].from_pretrained, AutoImageProcessor.from_pretrained):
@@ -178,8 +182,5 @@ found = MAEForPreTraining.from_vit_mae("someone/vit_mae", token="hf_test", revis
 assert same(found, MAEForPreTraining.from_pretrained(sys.argv[2]))
 extract = pipeline("image-feature-extraction", model="someone/encoder", token="hf_test")
 assert extract(CHELSEA) == pipeline("image-feature-extraction", model=sys.argv[1] + "/encoder")(CHELSEA)
-status, said = reconstruct("someone/pretraining", "nothing.png")
-assert status == 1 and said.count(chr(10)) == 1, said
-assert "someone/pretraining is not a local folder and is not a valid model identifier" in said, said
 """
     run(load, folders, tmp_path / "converted", HF_TOKEN="")

@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, BitImageProcessorPil
+from transformers import BitImageProcessorPil
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of itself wants no torchvision
+from transformers.utils import is_torchvision_available
 
 from mae_hf import MAEConfig
 from mae_hf.cli import main
@@ -60,6 +64,15 @@ def test_saved_processor_is_the_official_transform_to_the_bit(chelsea, load, loa
     found = prepare(load(loader=loader), chelsea)
     assert found.shape == (3, 224, 224) and found.dtype == torch.float32
     assert torch.equal(found, by_hand(chelsea, start=officially))
+
+
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"), reason="its top-level name wants torchvision before 5.18"
+)
+def test_auto_image_processor_needs_no_torchvision(tmp_path):
+    image_processor(MAEConfig()).save_pretrained(tmp_path)
+    found = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(found, BitImageProcessorPil) and not is_torchvision_available()
 
 
 @pytest.mark.parametrize("size", [(301, 457), (333, 222), (225, 223), (97, 100), (1000, 31), (19, 640), (2000, 1501)])
