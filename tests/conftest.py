@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.key_maps import official_to_native
+from tests.hub_server import hub_server
 
 logging.disable_progress_bar()
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -61,6 +62,14 @@ def tiny_model(tiny_config, tiny_weights):
         return model
 
     return make
+
+
+@pytest.fixture
+def hub():
+    """A Hub on 127.0.0.1, which is asked for nothing that it does not know."""
+    with hub_server(token="hf_test") as hub:
+        yield hub
+        assert hub.unknown == []
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from mae_hf.checkpoint import CheckpointError
 from mae_hf.cli import main
 from mae_hf.key_maps import native_to_vit_mae
 from mae_hf.vit_mae import config_to_vit_mae
+from tests.borrowed_environment import borrowed_environment
 
 HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 SIZES = {
@@ -309,13 +310,9 @@ if version.startswith("4."):
 
 @pytest.fixture(scope="module")
 def transformers_4():
-    """A Python with transformers 4 that borrows this one's PyTorch: what is its own comes first."""
+    """A Python with transformers 4, and this one's PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        python = f"{folder}/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "transformers==4.57.6"], check=True)
-        (site,) = Path(folder).glob("lib/python*/site-packages")
-        (site / "borrowed.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
+        python, _ = borrowed_environment(folder, "transformers==4.57.6")
         yield python, "4.57.6"
 
 

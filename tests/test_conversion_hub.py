@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from mae_hf import MAEForPreTraining
-from tests.hub_server import Commit, Repository, hub_server
+from tests.hub_server import Commit, Repository
 
 HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 LOAD = """
@@ -23,13 +23,6 @@ for repo_id, wanted in zip(sys.argv[1::2], sys.argv[2::2]):
     assert model.state_dict().keys() == wanted.keys()
     assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
 """
-
-
-@pytest.fixture
-def hub(tmp_path):
-    with hub_server(token="hf_test") as hub:
-        yield hub
-        assert hub.unknown == []
 
 
 @pytest.fixture

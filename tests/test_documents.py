@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.recipe import write_official
 from mae_hf.cli import main
-from tests.hub_server import Commit, Repository, hub_server
+from tests.hub_server import Commit, Repository
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("**/*.md"))
@@ -35,21 +35,19 @@ def after_demo(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(after_demo, tmp_path_factory):
+def run(hub, after_demo, tmp_path_factory):
     """Runs a block in a process of its own that knows a Hub on 127.0.0.1; of make, it runs what `--dry-run` does."""
     home = tmp_path_factory.mktemp("home")
-    with hub_server(token="hf_test") as hub:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = hub.environment(home) | {"PATH": path, "TORCH_HOME": str(home), "MAKEFLAGS": "--dry-run"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = hub.environment(home) | {"PATH": path, "TORCH_HOME": str(home), "MAKEFLAGS": "--dry-run"}
 
-        def run(language, text):
-            command = {"python": [sys.executable, "-c", text], "sh": ["sh", "-ec", text]}[language]
-            done = subprocess.run(command, env=environment, cwd=after_demo, capture_output=True, text=True)
-            assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
+    def run(language, text):
+        command = {"python": [sys.executable, "-c", text], "sh": ["sh", "-ec", text]}[language]
+        done = subprocess.run(command, env=environment, cwd=after_demo, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
 
-        run.hub, run.home = hub, home
-        yield run
-        assert hub.unknown == []
+    run.home = home
+    return run
 
 
 def test_python_of_the_readme_runs_as_written(after_demo):
@@ -58,7 +56,7 @@ def test_python_of_the_readme_runs_as_written(after_demo):
 
 
 @pytest.mark.heavy
-def test_commands_of_the_readme_run_as_written(run, after_demo):
+def test_commands_of_the_readme_run_as_written(run, hub, after_demo):
     """With weights made by a recipe in the place of released ones, in the cache of downloads and on the Hub as well."""
     write_official("base", after_demo / "mae_visualize_vit_base.pth")
     write_official("base", after_demo / "mae_pretrain_vit_base.pth", "pretrain")
@@ -69,7 +67,7 @@ def test_commands_of_the_readme_run_as_written(run, after_demo):
     os.link("mae_visualize_vit_base.pth", cache / "mae_visualize_vit_base.pth")
     assert main(["convert", "mae_visualize_vit_base.pth", "hub", "--to", "vit_mae"]) == 0
     files = {path.name: path.read_bytes() for path in Path("hub").iterdir()}
-    run.hub.repos["facebook/vit-mae-base"] = Repository(False, [Commit("1" * 40, files)])
+    hub.repos["facebook/vit-mae-base"] = Repository(False, [Commit("1" * 40, files)])
     for block in blocks("README.md", "sh"):
         run(*block)
 

@@ -10,7 +10,7 @@ import torch
 from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.cli import main
 from mae_hf.image_processor import image_processor
-from tests.hub_server import Commit, Repository, hub_server
+from tests.hub_server import Commit, Repository
 
 CHELSEA = str(Path(__file__).resolve().parent.parent / "examples" / "demo" / "chelsea.png")
 MODELS = {"encoder": MAEModel, "pretraining": MAEForPreTraining, "classifier": MAEForImageClassification}
@@ -70,13 +70,6 @@ assert reconstruct("someone/pretraining", picture) == (0, "")
 status, said = reconstruct("someone/nothing", "nothing.png")
 assert status == 1 and said.count(chr(10)) == 1 and "someone/nothing" in said, said
 """
-
-
-@pytest.fixture
-def hub():
-    with hub_server(token="hf_test") as hub:
-        yield hub
-        assert hub.unknown == []
 
 
 @pytest.fixture

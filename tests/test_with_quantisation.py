@@ -5,14 +5,13 @@ Differences are relative: norm of the difference by norm of the outputs in float
 
 import json
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 
 from mae_hf import MAEForImageClassification, MAEForPreTraining
+from tests.borrowed_environment import borrowed_environment
 
 pytestmark = pytest.mark.heavy  # downloads two packages
 
@@ -57,16 +56,9 @@ json.dump({"relative": relative, "again": again, "kinds": sorted(kinds)}, open(o
 
 @pytest.fixture(scope="module")
 def python():
-    """A Python with both packages that borrows all else from this one."""
+    """A Python with both packages."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        packages = ["torchao==0.18.0", "bitsandbytes==0.50.2"]
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *packages]
-        subprocess.run([f"{folder}/bin/python", *install], check=True)
-        (site,) = Path(folder).glob("lib/python*/site-packages")
-        root = Path(__file__).parent.parent
-        (site / "borrowed.pth").write_text(f"{root}\n{Path(torch.__file__).parent.parent}\n")
-        yield f"{folder}/bin/python"
+        yield borrowed_environment(folder, "torchao==0.18.0", "bitsandbytes==0.50.2", options=["--no-deps"])[0]
 
 
 @pytest.fixture
