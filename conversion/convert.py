@@ -20,15 +20,7 @@ from .kinds import CLASSIFIERS, PRETRAINING
 from .layouts import MAE_HF, OFFICIAL, TIMM, as_own_class, from_native, to_native
 from .source import Source, read_source
 from .staging import check_destination, staged
-from .targets import (
-    check_target,
-    class_name,
-    kind_written,
-    not_kept,
-    read_back,
-    write_config,
-    write_weights,
-)
+from .targets import check_target, class_name, kind_written, not_kept, read_back, write_config, write_weights
 from .tensors import cast, differences, first_few, not_finite, own_storage, widest_dtype
 
 NORM_PIX_LOSS_NOT_TOLD = "the default, as neither the file nor an option tells"
@@ -96,10 +88,12 @@ def convert(
         CheckpointError: If the source is not what it should be, or the destination may not be written.
     """
     destination = Path(destination)
+    if with_code and to != MAE_HF:
+        raise CheckpointError(f"the code is that of the {MAE_HF} layout: it does not go into a folder for {to}")
     check_destination(destination, overwrite, one_file=to == OFFICIAL)  # before minutes of reading
     found = read_source(source)
     try:
-        check_target(to, found.kind, with_code)
+        check_target(to, found.kind)
         config = config_of(found, hints)
         weights = _weights_for(to, found.kind, complete_weights(found, config), dtype)
         config.dtype = widest_dtype(weights)
@@ -114,7 +108,7 @@ def convert(
             license = LICENSE if release else license or found.license or "other"
             provenance = Provenance(found, md5s.result(), release, license, origin, dtype)
             if with_code:
-                config.auto_map = AUTO_MAP  # makes the config take the code along
+                config.auto_map = dict(AUTO_MAP)  # makes the config take the code along
             if to != OFFICIAL:
                 write_config(to, place, found.kind, config, license)
                 folder_card(to, config, provenance, weights).save(place / "README.md")

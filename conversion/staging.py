@@ -139,7 +139,7 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
     content = sorted(destination.iterdir())
     if content and not overwrite:
         raise CheckpointError(f"{destination} is there already: choose another destination, or pass --overwrite")
-    code = [file.name for file in code_files()]
+    code = [file.name for file in code_files()] if _has_code(destination) else []
     written = [path for path in content if path.is_file() and (_WRITTEN.fullmatch(path.name) or path.name in code)]
     foreign = [path.name for path in content if path not in written]
     if foreign:
@@ -150,6 +150,13 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
         )
     if content and not _is_converted(destination):
         raise CheckpointError(f"{destination} is no converted folder: nothing is replaced, choose another destination")
+
+
+def _has_code(folder: Path) -> bool:
+    try:
+        return "auto_map" in read_config(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_converted(folder: Path) -> bool:

@@ -31,12 +31,10 @@ _NOT_KEPT = {  # fields that a layout does not hold: reading it gives their defa
 }
 
 
-def check_target(layout: str, kind: str, with_code: bool) -> None:
-    """Raise `CheckpointError` if a layout has no place for a kind of weights, or for code."""
+def check_target(layout: str, kind: str) -> None:
+    """Raise `CheckpointError` if a layout has no place for a kind of weights."""
     if layout not in LAYOUTS:
         raise CheckpointError(f"unknown layout {layout!r}: known are {', '.join(LAYOUTS)}")
-    if with_code and layout != MAE_HF:
-        raise CheckpointError(f"the code is that of the {MAE_HF} layout: it does not go into a folder for {layout}")
     if kind in CLASSIFIERS and layout in (VIT_MAE, TIMM):
         model = "ViTMAE has no classifier" if layout == VIT_MAE else "timm's .mae layout holds an encoder without head"
         raise CheckpointError(f"a {DESCRIPTIONS[kind]} does not go into the {layout} layout: {model}")

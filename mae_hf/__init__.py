@@ -1,12 +1,6 @@
 """Masked Autoencoders (He et al. 2021, arXiv:2111.06377) for the Hugging Face ecosystem."""
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-)
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from .attention import Attention
 from .configuration_mae import MAEConfig

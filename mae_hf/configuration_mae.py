@@ -151,6 +151,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     apply_layernorm: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
+    _has_choice: bool = False  # of feature maps
 
     def __post_init__(
         self,
@@ -219,15 +220,15 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save the configuration, and with an `auto_map` the code of all models too.
 
-        It has an `auto_map` if the model was registered for it (`register_for_auto_class`; loading with
-        `trust_remote_code=True` does so) or comes from a folder with code. Every Auto class of transformers then loads
-        the folder where this package is not installed.
+        It has an `auto_map` if its model was registered for it (`register_for_auto_class`) or comes from a folder with
+        code. Every Auto class of transformers then loads the folder where this package is not installed. A model that
+        was itself loaded with `trust_remote_code=True` has its code copied by transformers.
         """
-        if auto_map := getattr(self, "auto_map", None):
-            own = {name: reference for name, reference in auto_map.items() if "--" not in reference}  # not of a Hub id
-            self.auto_map = {**AUTO_MAP, **own}
+        auto_map = getattr(self, "auto_map", None)
+        if auto_map and (files := code_files()):
+            self.auto_map = {**AUTO_MAP, **auto_map}
             Path(save_directory).mkdir(parents=True, exist_ok=True)
-            for file in code_files():
+            for file in files:
                 shutil.copyfile(file, Path(save_directory) / file.name)
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -236,13 +237,14 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         for name, value, kind in (("out_features", out_features, str), ("out_indices", out_indices, int)):
             if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, kind) for v in value)):
                 raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
+        self._has_choice = out_features is not None or out_indices is not None
         super().set_output_features_output_indices(out_features, out_indices)
 
     def to_dict(self) -> dict[str, Any]:
         """Make the dictionary that is saved; without the feature maps of a backbone unless they were chosen."""
         made = super().to_dict()
-        if made["out_indices"] == [self.num_hidden_layers]:
-            del made["out_features"], made["out_indices"]
+        for name in ("_has_choice", *(() if self._has_choice else _STAGES)):
+            made.pop(name, None)
         return made
 
     @property
@@ -280,6 +282,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             self._require(width, getattr(self, width) % 4 == 0, "divisible by 4, for the sine-cosine table")
             fits = getattr(self, width) % getattr(self, heads) == 0
             self._require(width, fits, f"divisible by {heads} ({getattr(self, heads)})")
+        if not self._has_choice:  # of feature maps: then it is the last one, whatever the depth has become
+            self.set_output_features_output_indices(None, None)
 
     def _check_image_size(self) -> None:
         size = self.image_size
@@ -297,7 +301,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
 def code_files() -> list[Path]:
     """The files of a folder with code: `modeling_mae.py` and what it imports, directly or not."""
     modeling = Path(__file__).with_name("modeling_mae.py")
-    if not modeling.exists():  # loaded from a folder with code: transformers keeps it elsewhere, and copies it itself
+    if not modeling.exists():  # loaded with `trust_remote_code=True`: transformers keeps the configuration apart
         return []
     return [modeling, *sorted({Path(name) for name in get_relative_import_files(modeling)})]
 

@@ -3,7 +3,6 @@
 Shapes: `B` batch, `C` channels, `H W` pixels, `P` patch side, `L` patches, `L_keep` visible patches, `D` width.
 """
 
-import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -28,6 +27,9 @@ from .pretrained import MAEPreTrainedModel
 NO_DECODER = (
     "an encoder without a decoder (mae_visualize_vit_*.pth and mae_pretrain_vit_*_full.pth have one, for raw and for "
     "normalised pixels)"
+)
+_NO_NORM = (
+    "have no norm after the last block (a classifier that pools the mean has none): the tokens get a new one, untrained"
 )
 
 
@@ -160,7 +162,7 @@ class MAEModel(MAEPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module; the token and the table are this model's own."""
         super()._init_weights(module)
-        if module is self:
+        if module is self:  # inside a whole model too: transformers asks each model for its own modules
             initialization.normal_(self.cls_token, std=self.config.initializer_range)
             table = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], self.patch_embed.grid_size, cls_token=True)
             initialization.copy_(self.pos_embed, table)
@@ -181,10 +183,8 @@ class MAEModel(MAEPreTrainedModel):
         table = interpolate_pos_embed(self.pos_embed, grid_size, self.patch_embed.grid_size)
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
-    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
-        if {"encoder.norm.weight", "encoder.norm.bias"} <= set(missing_keys):
-            text = "these weights have no norm after the last block (a classifier that pools the mean has none): {}"
-            warnings.warn(text.format("the tokens get a new one, untrained"), UserWarning, stacklevel=3)
+    def _lack(self, missing_keys: set[str]) -> str | None:
+        return _NO_NORM if {"encoder.norm.weight", "encoder.norm.bias"} <= missing_keys else None
 
 
 class MAEForPreTraining(MAEPreTrainedModel):
@@ -269,10 +269,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
         size = self.mae.patch_embed.img_size if original_image_size is None else original_image_size
         return unpatchify(patchified_pixel_values, self.config.patch_size, size)
 
-    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
-        if {f"decoder.{key}" for key in self.decoder.state_dict()} <= set(missing_keys):
-            text = "these weights are {}: the decoder is newly initialised and untrained, train it before you use it"
-            warnings.warn(text.format(NO_DECODER), UserWarning, stacklevel=3)
+    def _lack(self, missing_keys: set[str]) -> str | None:
+        if {f"decoder.{key}" for key in self.decoder.state_dict()} <= missing_keys:
+            return f"are {NO_DECODER}: the decoder is newly initialised and untrained, train it before you use it"
+        return None
 
 
 class MAEForImageClassification(MAEPreTrainedModel):
@@ -385,7 +385,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         Raises:
             ValueError: If the images do not fit.
         """
-        kwargs |= {"output_hidden_states": True, "return_dict": True}  # transformers before 5.12 leaves the former to us
+        kwargs |= {"output_hidden_states": True, "return_dict": True}  # the former is ours to say before 5.12
         encoded = self.mae(pixel_values, None, interpolate_pos_encoding, **kwargs)
         h, w = grid_of((pixel_values.shape[2], pixel_values.shape[3]), self.config.patch_size)
         chosen = [encoded.hidden_states[index] for index in self.out_indices]
@@ -396,8 +396,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     def _freeze(self) -> None:
         """Leave everything trainable."""
 
-    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
-        self.mae._warn_about_missing_keys({key.removeprefix("mae.") for key in missing_keys})
+    def _lack(self, missing_keys: set[str]) -> str | None:
+        return self.mae._lack({key.removeprefix("mae.") for key in missing_keys})
 
 
 def reconstruction_loss(patches: Tensor, pred: Tensor, mask: Tensor, norm_pix_loss: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """What all models share: official initialisation, loading, frozen tables, other image sizes."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ class MAEPreTrainedModel(PreTrainedModel):
             _refuse_other_size(model.config, _stored_config(name, kwargs))
             _refuse_mismatched_sizes(info["mismatched_keys"])
         model._freeze()
-        model._warn_about_missing_keys(info["missing_keys"])
+        if lack := model._lack(set(info["missing_keys"])):
+            warnings.warn(f"these weights {lack}", UserWarning, stacklevel=2)
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -132,8 +134,9 @@ class MAEPreTrainedModel(PreTrainedModel):
             if key.endswith("pos_embed"):
                 parameter.requires_grad_(False)
 
-    def _warn_about_missing_keys(self, missing_keys: set[str]) -> None:
-        """Hook for a model that can be loaded from a folder which lacks a part of it."""
+    def _lack(self, missing_keys: set[str]) -> str | None:
+        """Hook for a model that can be loaded from a folder which lacks a part of it: what to say of the weights."""
+        return None
 
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
         """Resize every position table in two dimensions, for good, and write the size into the config.

@@ -21,7 +21,7 @@ from .patch_embed import patch_statistics, patchify, unpatchify
 MASKS = ("random", "block", "grid")
 NORMALISED_NOTE = "model of normalised pixels: shown with the mean and deviation of each patch of the original"
 _GAP, _PANEL = 8, 224  # pixels of the picture
-_THIN = 1000  # the longer side of an image by the shorter one, at most
+_MAX_ASPECT = 1000  # the longer side of an image by the shorter one
 
 
 class Reconstruction(NamedTuple):
@@ -38,14 +38,14 @@ def open_image(image: Image.Image | str | PathLike[str]) -> Image.Image:
     """Open an image file, or take an open one; turned as its EXIF data say, in RGB.
 
     Raises:
-        ValueError: If the file is no image that Pillow can read, has more than 8 bits a channel, or is a thousand times
-            as long as wide.
+        ValueError: If the file is no image that Pillow can read, has more than 8 bits a channel, or is more than a
+            thousand times as long as wide.
         OSError: If there is no such file.
     """
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):  # Pillow would clip them, without a word
             raise ValueError(f"an image of mode {image.mode} has more than 8 bits a channel: convert it to 8 first")
-        if max(image.size) > _THIN * min(image.size):  # resizing it would take gigabytes, to show hardly any of it
+        if max(image.size) > _MAX_ASPECT * min(image.size):  # resizing it would take gigabytes
             raise ValueError(f"an image of {image.width}x{image.height} pixels is too thin: crop it to what matters")
         rgb = ImageOps.exif_transpose(image).convert("RGB")
         rgb.info.pop("transparency", None)  # a colour to be shown; the processor would make it white

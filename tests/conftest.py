@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test asks the internet
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is: tiny tensors lose by threads
 
 import pytest
 import torch
@@ -26,6 +27,16 @@ TINY = {
     "decoder_num_attention_heads": 4,
     "decoder_intermediate_size": 128,
 }
+
+
+@pytest.fixture(autouse=True)
+def all_threads_for_large_models(request):
+    """The heavy tests take all cores."""
+    threads = torch.get_num_threads()
+    if request.node.get_closest_marker("heavy"):
+        torch.set_num_threads(os.cpu_count())
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

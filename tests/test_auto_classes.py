@@ -62,15 +62,21 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 CONFIG_MAPPING._mapping["mae"], CONFIG_MAPPING._modules["mae"] = "ViTMAEConfig", vit_mae
 MODEL_MAPPING._model_mapping["mae"], MODEL_MAPPING._modules["mae"] = "ViTMAEModel", vit_mae
+names = ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification")
 vit_mae.ViTMAEConfig.model_type = "mae"
 assert type(transformers.AutoModel.from_config(transformers.AutoConfig.for_model("mae"))) is transformers.ViTMAEModel
 config = transformers.AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(config).__module__.startswith("transformers_modules."), type(config)
+for name in names:
+    model = getattr(transformers, name).from_pretrained(sys.argv[1], trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
 import mae_hf
 config = transformers.AutoConfig.from_pretrained(sys.argv[1])
 assert type(config) is mae_hf.MAEConfig, type(config)
-assert type(transformers.AutoModel.from_pretrained(sys.argv[1])) is mae_hf.MAEModel
-assert type(transformers.AutoModelForPreTraining.from_pretrained(sys.argv[1])) is mae_hf.MAEForPreTraining
+for name in names:
+    model = getattr(transformers, name).from_pretrained(sys.argv[1])
+    assert type(model).__module__ == "mae_hf.modeling_mae", type(model)
+assert type(transformers.AutoBackbone.from_config(config)) is mae_hf.MAEBackbone
 """
 
 
@@ -108,6 +114,7 @@ def test_every_auto_class_makes_its_class_both_ways(folders, tmp_path):
     first = found["registered"]["AutoModel AutoModel features"]
     assert len(found["registered"]) == 4 * 4 + 4
     for numbers in found.values():
+        assert numbers.keys() == found["registered"].keys()
         for key, value in numbers.items():
             assert torch.equal(value, first if key.endswith("features") else found["registered"][key]), key
     for folder in (tmp_path / "again").iterdir():  # complete, the third time

@@ -68,6 +68,20 @@ def test_default_choice_is_not_saved_and_follows_the_depth(tiny_config, tmp_path
     assert MAEConfig.from_pretrained(tmp_path, num_hidden_layers=1).out_features == ["stage1"]
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4)])
+def test_default_choice_follows_a_depth_that_is_changed_later(tiny_config, tmp_path, before, after):
+    config = tiny_config(num_hidden_layers=before)
+    config.num_hidden_layers = after
+    backbone = MAEBackbone(config)
+    assert backbone.out_features == [f"stage{after}"]
+    backbone.save_pretrained(tmp_path)
+    assert MAEBackbone.from_pretrained(tmp_path).out_features == [f"stage{after}"]
+    config = tiny_config(num_hidden_layers=before, out_indices=[before])  # a choice stays one
+    config.num_hidden_layers = 3
+    config.save_pretrained(tmp_path)
+    assert f'"stage{before}"' in (tmp_path / "config.json").read_text()
+
+
 def test_hidden_states_and_attentions_come_if_asked_for(folder):
     backbone = MAEBackbone.from_pretrained(folder, attn_implementation="eager")
     images = torch.randn(1, 3, 32, 32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
+from mae_hf import Block, MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.modeling_mae import reconstruction_loss
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -18,15 +18,6 @@ CASES = {  # model, fields of its config, input
     "linear probe": (MAEForImageClassification, {"num_labels": 3, "pooling": "cls", "linear_probe": True}, CLASSES),
 }
 DROPPING = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "drop_path_rate": 0.3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors: on a busy machine, threads that wait for one another cost ten times as much."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -96,7 +87,7 @@ def test_loss_of_half_precision_weights_is_float32(make, case, dtype):
 def gradients(model, inputs):
     """Gradients for one seed, which masking, dropout and drop path draw from; blocks are seen as they run."""
     runs = []
-    for block in (module for module in model.modules() if type(module).__name__ == "Block"):
+    for block in (module for module in model.modules() if isinstance(module, Block)):
         block.norm1.register_forward_hook(lambda *_: runs.append(1))
     torch.manual_seed(1)
     out = model(**inputs)

@@ -1,3 +1,5 @@
+"""Both ends of the range of transformers that the package declares."""
+
 import re
 import subprocess
 from pathlib import Path

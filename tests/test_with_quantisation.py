@@ -6,6 +6,7 @@ Differences are relative: norm of the difference by norm of the outputs in float
 import json
 import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.borrowed_environment import borrowed_environment
 
 pytestmark = pytest.mark.heavy  # downloads two packages
 
+OPTIONS = ["--no-deps", "--constraint", str(Path(__file__).parent.parent / "constraints.txt")]
 SCRIPT = """
 import json, sys
 import torch
@@ -58,7 +60,7 @@ json.dump({"relative": relative, "again": again, "kinds": sorted(kinds)}, open(o
 def python():
     """A Python with both packages."""
     with tempfile.TemporaryDirectory() as folder:
-        yield borrowed_environment(folder, "torchao==0.18.0", "bitsandbytes==0.50.2", options=["--no-deps"])[0]
+        yield borrowed_environment(folder, "torchao", "bitsandbytes", options=OPTIONS)[0]
 
 
 @pytest.fixture
