@@ -155,6 +155,25 @@ def test_with_code_converts_to_a_folder_that_loads_without_the_package(reference
     assert not list(folder.glob("*.py")) and "auto_map" not in json.loads((folder / "config.json").read_text())
 
 
+def test_overwriting_takes_code_for_ours_only_where_the_config_names_it(reference, tmp_path, capsys):
+    command = ["convert", str(reference / "tiny" / "encoder.pth"), str(tmp_path / "x"), "--num-attention-heads", "4"]
+    assert main(command) == 0
+    (tmp_path / "x" / "encoder.py").write_text("mine")
+    assert main([*command, "--overwrite", "--with-code"]) == 1
+    assert "holds encoder.py, which no conversion writes" in capsys.readouterr().err
+    assert (tmp_path / "x" / "encoder.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("file", "auto"), [("encoder", "AutoModel"), ("finetuned", "AutoModelForImageClassification")])
+def test_card_of_a_folder_with_code_names_its_auto_class(reference, tmp_path, capsys, file, auto):
+    command = ["convert", str(reference / "tiny" / f"{file}.pth"), str(tmp_path / "x"), "--num-attention-heads", "4"]
+    assert main([*command, "--with-code"]) == 0
+    assert f"with {auto}.from_pretrained(" in capsys.readouterr().out
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert f'{auto}.from_pretrained("FOLDER", trust_remote_code=True)' in card
+    assert "whose code lies in this folder, is under Apache-2.0" in card
+
+
 def test_code_goes_into_folders_of_this_package_only(reference, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["convert", str(reference / "tiny" / "full.pth"), str(tmp_path / "x"), "--with-code", "--to", "vit_mae"])

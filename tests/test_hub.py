@@ -1,5 +1,6 @@
 """The Hub as users use it, by the real client, in processes of their own: it reads HF_ENDPOINT when it is imported."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.cli import main
+from mae_hf.configuration_mae import AUTO_MAP, code_files
 from mae_hf.image_processor import image_processor
 from tests.hub_server import Commit, Repository
 
@@ -79,7 +81,7 @@ def run(hub, tmp_path):
     def run(text, *arguments, home="home", **changes):
         command = [sys.executable, "-W", "error::UserWarning", "-c", f"{HELPERS}\n{text}", *map(str, arguments)]
         environment = hub.environment(tmp_path / home) | changes
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -95,6 +97,34 @@ def folders(tiny_config, tmp_path):
         model.save_pretrained(tmp_path / "models" / name)
         image_processor(model.config).save_pretrained(tmp_path / "models" / name)
     return tmp_path / "models"
+
+
+PUSH_WITH_CODE = """
+import mae_hf
+from mae_hf.configuration_mae import AUTO_MAP
+kinds = (mae_hf.MAEModel, mae_hf.MAEForPreTraining, mae_hf.MAEForImageClassification, mae_hf.MAEBackbone)
+torch.manual_seed(0)
+for kind in kinds:
+    config = mae_hf.MAEConfig.from_pretrained(sys.argv[1] + "/pretraining", pooling="cls", out_indices=[1])
+    config.auto_map = AUTO_MAP
+    kind(config).push_to_hub("someone/" + kind.__name__)
+"""
+LOAD_REMOTE = """
+import sys, warnings
+sys.modules["mae_hf"] = None  # makes every import of it fail
+import torch, transformers
+warnings.simplefilter("ignore")  # of parts that a repository lacks
+images = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)
+for saved_by in ("MAEModel", "MAEForPreTraining", "MAEForImageClassification", "MAEBackbone"):
+    found = []
+    for name in ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification", "AutoBackbone"):
+        model = getattr(transformers, name).from_pretrained("someone/" + saved_by, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules.someone."), type(model)
+        found.append(getattr(model, "mae", model)(images).last_hidden_state)
+        if type(model).__name__ == saved_by:
+            model.push_to_hub("someone/again-" + saved_by)
+    assert all(torch.equal(features, found[0]) for features in found), saved_by
+"""
 
 
 def commit_of(sha, folder):
@@ -177,3 +207,23 @@ extract = pipeline("image-feature-extraction", model="someone/encoder", token="h
 assert extract(CHELSEA) == pipeline("image-feature-extraction", model=sys.argv[1] + "/encoder")(CHELSEA)
 """
     run(load, folders, tmp_path / "converted", HF_TOKEN="")
+
+
+def test_repositories_with_code_load_by_every_auto_class_and_are_pushed_again_with_it(hub, run, folders, tmp_path):
+    """Where the package cannot be imported; `AutoBackbone` takes ids of the Hub, and no folders."""
+    run(PUSH_WITH_CODE, folders)
+    environment = hub.environment(tmp_path / "elsewhere")
+    done = subprocess.run([sys.executable, "-c", LOAD_REMOTE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("MAEModel", "MAEForPreTraining", "MAEForImageClassification", "MAEBackbone"):
+        first, again = (hub.repos[f"someone/{prefix}{name}"].commits[-1].files for prefix in ("", "again-"))
+        assert {file.name for file in code_files()} < first.keys() == again.keys()
+        assert first["model.safetensors"] == again["model.safetensors"]
+        assert json.loads(again["config.json"])["auto_map"] == AUTO_MAP
+    registered = """
+from transformers import AutoBackbone
+backbone = AutoBackbone.from_pretrained("someone/MAEForPreTraining", out_indices=[0, 2])
+assert type(backbone) is mae_hf.MAEBackbone and backbone.out_features == ["stem", "stage2"]
+assert same(backbone.mae, MAEModel.from_pretrained("someone/MAEForPreTraining"))
+"""
+    run(registered)
