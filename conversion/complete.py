@@ -46,6 +46,8 @@ def complete_weights(source: Source, config: MAEConfig) -> dict[str, Tensor]:
             if found[key].shape != wanted[key].shape
         ],
     }
+    if not config.apply_layernorm and problems["missing"] == [key for key in wanted if ".encoder.norm." in f".{key}"]:
+        raise CheckpointError("a backbone of apply_layernorm=False lacks the final norm: it is no whole encoder")
     for what, keys in problems.items():
         if keys:
             raise CheckpointError(f"keys are {what} ({len(keys)}): {first_few(keys)}")

@@ -130,8 +130,8 @@ def config_of(source: Source, hints: Hints = NO_HINTS) -> MAEConfig:
 
 def _from_native(config: Mapping[str, Any]) -> MAEConfig:
     """Only the model's own fields: the rest may name files of code, or how one machine runs it."""
-    known = {field.name for field in fields(MAEConfig)}
-    return MAEConfig.from_dict({name: value for name, value in config.items() if name in (*known, "model_type")})
+    known = {"model_type", "out_features", "out_indices", *(field.name for field in fields(MAEConfig))}
+    return MAEConfig.from_dict({name: value for name, value in config.items() if name in known})
 
 
 def _from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:

@@ -7,7 +7,7 @@ The folder or Hub repository says which class it holds:
 
     MAEModel                   pixel_values        -> last_hidden_state, pooler_output
     MAEForImageClassification  pixel_values        -> logits
-    MAEForPreTraining          pixel_values, noise -> loss, logits, mask, ids_restore
+    MAEForPreTraining          pixel_values, noise -> loss, logits, mask, ids_restore (no loss if nothing is hidden)
 
 The file is in float32 and takes any number of images, of the size that the model has. It hides as many patches as the
 config's mask_ratio says, those with the largest noise: to hide as many of your own choice, give 1 for those and 0 for
@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
 
 CLASSES = {kind.__name__: kind for kind in (MAEModel, MAEForImageClassification, MAEForPreTraining)}
+CLASSES["MAEBackbone"] = MAEModel  # as features
 EXACT, TOLERANCE = ("mask", "ids_restore"), 1e-4  # the tolerance is of the other outputs
 
 

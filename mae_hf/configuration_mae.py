@@ -222,10 +222,13 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
 
         It has an `auto_map` if its model was registered for it (`register_for_auto_class`) or comes from a folder with
         code. Every Auto class of transformers then loads the folder where this package is not installed. A model that
-        was itself loaded with `trust_remote_code=True` has its code copied by transformers.
+        was itself loaded with `trust_remote_code=True` has its code copied by transformers; a configuration alone that
+        was loaded so is saved with the code of the configuration only.
         """
-        auto_map = getattr(self, "auto_map", None)
-        if auto_map and (files := code_files()):
+        auto_map = getattr(self, "auto_map", None) or {}
+        own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        all_ours = {own, *auto_map.values()} <= set(AUTO_MAP.values())  # or transformers copies somebody's own classes
+        if all_ours and (auto_map or self._auto_class) and (files := code_files()):
             self.auto_map = {**AUTO_MAP, **auto_map}
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             for file in files:
@@ -235,9 +238,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
         """Choose the feature maps of a backbone, by name or number; raises `ValueError` if there are no such."""
         for name, value, kind in (("out_features", out_features, str), ("out_indices", out_indices, int)):
-            if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, kind) for v in value)):
+            if value is not None and not (isinstance(value, list | tuple) and {type(item) for item in value} <= {kind}):
                 raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
         self._has_choice = out_features is not None or out_indices is not None
+        out_features = None if out_features is None else list(out_features)
         super().set_output_features_output_indices(out_features, out_indices)
 
     def to_dict(self) -> dict[str, Any]:

@@ -330,6 +330,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
         loss = None
         if labels is not None:  # in float32 at least, as in pretraining
             scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            labels = labels.to(scores.dtype) if labels.is_floating_point() else labels
             loss = self.loss_function(labels, scores, self.config, **kwargs)
         return ImageClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 

@@ -45,17 +45,22 @@ def open_image(image: Image.Image | str | PathLike[str]) -> Image.Image:
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):  # Pillow would clip them, without a word
             raise ValueError(f"an image of mode {image.mode} has more than 8 bits a channel: convert it to 8 first")
+        if 0 in image.size:
+            raise ValueError(f"an image of {image.width}x{image.height} pixels has none")
         if max(image.size) > _MAX_ASPECT * min(image.size):  # resizing it would take gigabytes
             raise ValueError(f"an image of {image.width}x{image.height} pixels is too thin: crop it to what matters")
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
-        rgb.info.pop("transparency", None)  # a colour to be shown; the processor would make it white
-        return rgb
+        image = ImageOps.exif_transpose(image)
+        if "transparency" in image.info:  # of a colour: it is shown as it is, and the processor does not make it white
+            image = image.convert("RGBA")
+        return image.convert("RGB")
     if not isinstance(image, str | PathLike):
         raise ValueError(f"image must be a PIL image or a file name, got {type(image).__name__}")
     try:
         with Image.open(image) as opened:
             opened.load()
             return open_image(opened)
+    except ValueError as error:
+        raise ValueError(f"{image} is not taken: {error}") from error
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

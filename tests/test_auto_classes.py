@@ -195,3 +195,41 @@ def test_registering_for_an_auto_class_saves_the_code_and_the_complete_map(fresh
     fresh().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
     assert {file.name for file in tmp_path.glob("*.py")} == {file.name for file in code_files()}
+
+
+def test_registering_the_configuration_alone_saves_all_code_as_well(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(mae_hf.MAEConfig, "_auto_class", None)  # put back afterwards
+    mae_hf.MAEConfig.register_for_auto_class()
+    fresh().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert {file.name for file in tmp_path.glob("*.py")} == {file.name for file in code_files()}
+
+
+OWN_CODE = """
+import sys, transformers
+sys.path.insert(0, sys.argv[1])
+from own.modeling_own import OwnConfig, OwnModel
+OwnConfig.register_for_auto_class()
+OwnModel.register_for_auto_class("AutoModel")
+OwnModel(OwnConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(sys.argv[2])
+model = transformers.AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)
+assert model.answer == 7 and list(model.config.auto_map) == ["AutoConfig", "AutoModel"], model.config.auto_map
+"""
+
+
+def test_classes_made_of_ours_are_saved_with_their_own_code(tmp_path):
+    """Also where a file of theirs has the name of one of ours."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "attention.py").write_text("ANSWER = 7")
+    (tmp_path / "own" / "modeling_own.py").write_text("""
+from mae_hf import MAEConfig, MAEModel
+from .attention import ANSWER
+
+class OwnConfig(MAEConfig):
+    model_type = "own"
+
+class OwnModel(MAEModel):
+    config_class, answer = OwnConfig, ANSWER
+    config: OwnConfig
+""")
+    run(OWN_CODE, tmp_path / "home", tmp_path, tmp_path / "saved")

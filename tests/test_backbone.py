@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection, UperNetConfig, UperNetForSemanticSegmentation
 
 from mae_hf import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+from mae_hf.cli import main
 
 
 @pytest.fixture
@@ -46,6 +47,12 @@ def test_feature_maps_are_chosen_by_name_or_number(tiny_config):
     assert config.out_features == ["stage1", "stage2"]
     assert MAEBackbone(config).channels == [64, 64]
     assert len(MAEBackbone(config)(torch.randn(1, 3, 32, 32)).feature_maps) == 2
+    assert tiny_config(out_features=("stem", "stage1")).out_features == ["stem", "stage1"]
+    assert MAEConfig.from_preset("base", out_indices=[3]).out_features == ["stage3"]
+    with pytest.raises(ValueError, match=r"out_indices must be a list of int, got \[True\]"):
+        tiny_config(out_indices=[True])
+    with pytest.raises(ValueError, match="apply_layernorm must be True or False, got 1"):
+        tiny_config(apply_layernorm=1)
     with pytest.raises(ValueError, match=r"out_features must be a list of str, got \[3\]"):
         tiny_config(out_features=[3])
     with pytest.raises(ValueError, match="out_indices must be a list of int, got 1"):
@@ -89,6 +96,8 @@ def test_hidden_states_and_attentions_come_if_asked_for(folder):
     out = backbone(images, output_hidden_states=True, output_attentions=True)
     assert len(out.hidden_states) == 3 and [tuple(weights.shape) for weights in out.attentions] == [(1, 4, 17, 17)] * 2
     assert len(backbone(images, return_dict=False)) == 1
+    backbone.config.return_dict = False
+    assert len(backbone(images)[0]) == 1 and backbone(images)[0][0].is_contiguous()
 
 
 def test_feature_maps_without_the_norm(folder):
@@ -109,7 +118,8 @@ def test_backbone_comes_from_the_folder_of_any_model(kind, tiny_config, tmp_path
     assert not info["missing_keys"] and not info["unexpected_keys"]
     weights = getattr(model, "mae", model).state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in backbone.mae.state_dict().items())
-    assert all(parameter.requires_grad for parameter in backbone.parameters())  # the positions too, as in a classifier
+    for made in (backbone, MAEBackbone(model.config)):  # the positions too, as in a classifier
+        assert all(parameter.requires_grad for parameter in made.parameters())
 
 
 def test_backbone_warns_of_a_norm_that_a_classifier_of_the_mean_lacks(tiny_config, tmp_path):
@@ -188,3 +198,29 @@ def test_detr_detects_on_it(folder):
 def test_auto_backbone_makes_it_from_a_config(folder):
     backbone = AutoBackbone.from_config(MAEConfig.from_pretrained(folder, out_features=["stage1"]))
     assert isinstance(backbone, MAEBackbone) and backbone.out_features == ["stage1"]
+
+
+def test_conversion_keeps_the_choice_of_feature_maps(tiny_config, tmp_path):
+    MAEBackbone(tiny_config(out_indices=[0, 2])).save_pretrained(tmp_path / "backbone")
+    assert main(["convert", str(tmp_path / "backbone"), str(tmp_path / "converted")]) == 0
+    assert MAEBackbone.from_pretrained(tmp_path / "converted").out_features == ["stem", "stage2"]
+
+
+def test_conversion_refuses_a_backbone_without_the_final_norm(tiny_config, tmp_path, capsys):
+    MAEBackbone(tiny_config(apply_layernorm=False)).save_pretrained(tmp_path / "backbone")
+    assert main(["convert", str(tmp_path / "backbone"), str(tmp_path / "converted")]) == 1
+    assert "lacks the final norm: it is no whole encoder" in capsys.readouterr().err
+
+
+def test_size_can_be_set_and_blocks_be_checkpointed(folder):
+    backbone = MAEBackbone.from_pretrained(folder).train()
+    backbone.set_image_size((48, 32))
+    images = torch.randn(2, 3, 48, 32)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)()
+        backbone.zero_grad()
+        backbone(images, interpolate_pos_encoding=False).feature_maps[0].pow(3).mean().backward()
+        gradients.append(backbone.mae.encoder.blocks[0].attn.qkv.weight.grad)
+    assert torch.equal(*gradients)

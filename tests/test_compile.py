@@ -113,7 +113,7 @@ def test_given_mask_breaks_the_graph_and_the_same_mask_as_noise_does_not(make):
     whole = torch.compile(model, fullgraph=True, backend="aot_eager")
     with pytest.raises(torch._dynamo.exc.Unsupported, match="Data-dependent branching"):  # it counts the hidden ones
         whole(images, bool_masked_pos=hidden)
-    as_noise = {"noise": hidden.float(), "mask_ratio": 0.75}  # the smallest noise is visible
+    as_noise = {"noise": hidden.float(), "mask_ratio": (12 - 0.5) / 16}  # the smallest noise is visible
     outs = [model(images, **as_noise), whole(images, **as_noise)]
     torch.compiler.reset()
     outs.append(torch.compile(model, backend="aot_eager")(images, bool_masked_pos=hidden))  # may break

@@ -102,3 +102,12 @@ def test_grid_keeps_one_of_every_four():
     assert visible == [[0, 0], [0, 2], [0, 4], [2, 0], [2, 2], [2, 4]]
     assert torch.equal(masks[0], masks[1]) and masks.is_contiguous()
     assert (~grid_masking(1, (6, 6), 8 / 9)).sum() == 4
+
+
+@pytest.mark.parametrize("length", [49, 196, 256])
+def test_mask_is_the_same_as_noise_with_half_a_patch_less(length):
+    """So a given mask is compiled: the exact ratio would hide one more patch now and then, by rounding."""
+    for hidden in range(1, length):
+        mask = (torch.arange(length) < hidden).float().unsqueeze(0)
+        found = random_masking(torch.zeros(1, length, 1), (hidden - 0.5) / length, mask)
+        assert torch.equal(found.mask, mask)

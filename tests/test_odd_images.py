@@ -219,17 +219,21 @@ def test_more_than_8_bits_a_channel_are_refused_in_a_line(tiny_model, folder, tm
     assert "has more than 8 bits a channel: convert it to 8 first" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("size", [(1, 1001), (3000, 1), (0, 5)])
+def test_images_without_a_pixel_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="an image of 0x5 pixels has none"):
+        reconstruct(tiny_model(), Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("size", [(1, 1001), (3000, 1)])
 def test_images_more_than_1000_times_as_long_as_wide_are_refused(tiny_model, folder, tmp_path, capsys, size):
     """The shorter side goes to 256 pixels: 1 x 3000 pixels would become 200 megapixels, of which 0.03 % are shown."""
     message = f"an image of {size[0]}x{size[1]} pixels is too thin: crop it to what matters"
     with pytest.raises(ValueError, match=message):
         reconstruct(tiny_model(), Image.new("RGB", size))
-    if all(size):
-        Image.new("RGB", size).save(tmp_path / "thin.png")
-        command = ["reconstruct", str(tmp_path / "thin.png"), "--model", folder, "--output", str(tmp_path / "out.png")]
-        assert main(command) == 1
-        assert capsys.readouterr().err == f"mae-hf: {message}\n"
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    command = ["reconstruct", str(tmp_path / "thin.png"), "--model", folder, "--output", str(tmp_path / "out.png")]
+    assert main(command) == 1
+    assert capsys.readouterr().err == f"mae-hf: {tmp_path / 'thin.png'} is not taken: {message}\n"
 
 
 def test_images_1000_times_as_long_as_wide_are_taken(prepared, tmp_path):

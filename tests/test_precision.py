@@ -84,6 +84,13 @@ def test_loss_of_half_precision_weights_is_float32(make, case, dtype):
     assert_close(out.loss, expected)  # nothing on the way was rounded to half precision
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_loss_of_several_labels_is_float32_at_least(make, dtype):
+    model = make(MAEForImageClassification, {"num_labels": 3}).to(dtype)
+    labels = torch.tensor([[0, 1, 0.5]] * 4, dtype=dtype)  # in the dtype of the weights too
+    assert model(IMAGES, labels=labels).loss.dtype == torch.promote_types(dtype, torch.float32)
+
+
 def gradients(model, inputs):
     """Gradients for one seed, which masking, dropout and drop path draw from; blocks are seen as they run."""
     runs = []
