@@ -358,8 +358,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     one by default. Heads give a backbone nothing but images, of any size: its positions are resized as needed.
     """
 
-    # folders of whole models have them; without `config.apply_layernorm`, neither has the norm a use
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^head\.", r"^(mae\.)?encoder\.norm\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(mae\.)?encoder\.norm\."]  # without `apply_layernorm` it has no use
 
     def __init__(self, config: MAEConfig) -> None:
         super().__init__(config)
@@ -386,7 +385,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         Raises:
             ValueError: If the images do not fit.
         """
-        kwargs |= {"output_hidden_states": True, "return_dict": True}  # the former is ours to say before 5.12
+        kwargs |= {"output_hidden_states": True, "return_dict": True}  # transformers 5.12 says the former by itself
         encoded = self.mae(pixel_values, None, interpolate_pos_encoding, **kwargs)
         h, w = grid_of((pixel_values.shape[2], pixel_values.shape[3]), self.config.patch_size)
         chosen = [encoded.hidden_states[index] for index in self.out_indices]

@@ -114,8 +114,10 @@ def test_feature_maps_without_the_norm(folder):
 def test_backbone_comes_from_the_folder_of_any_model(kind, tiny_config, tmp_path):
     model = kind(tiny_config(pooling="cls"))
     model.save_pretrained(tmp_path)
-    backbone, info = MAEBackbone.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for apply_layernorm in (False, True):
+        loading = {"output_loading_info": True, "apply_layernorm": apply_layernorm}
+        backbone, info = MAEBackbone.from_pretrained(tmp_path, **loading)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
     weights = getattr(model, "mae", model).state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in backbone.mae.state_dict().items())
     for made in (backbone, MAEBackbone(model.config)):  # the positions too, as in a classifier
@@ -224,3 +226,12 @@ def test_size_can_be_set_and_blocks_be_checkpointed(folder):
         backbone(images, interpolate_pos_encoding=False).feature_maps[0].pow(3).mean().backward()
         gradients.append(backbone.mae.encoder.blocks[0].attn.qkv.weight.grad)
     assert torch.equal(*gradients)
+
+
+def test_feature_maps_come_from_one_graph(folder):
+    backbone = MAEBackbone.from_pretrained(folder, out_indices=[1, 2])
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    images = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        assert_close(compiled(images).feature_maps, backbone(images).feature_maps, atol=5e-6, rtol=0)
