@@ -96,8 +96,9 @@ def test_every_value_that_a_pixel_can_have_to_the_bit(load):
 
 @pytest.mark.heavy
 def test_photographs_of_scikit_to_the_bit(load):
-    data = pytest.importorskip("skimage.data")
-    datasets = pytest.importorskip("sklearn.datasets")
+    from skimage import data
+    from sklearn import datasets
+
     photographs = [data.astronaut(), data.coffee(), data.rocket()]
     photographs += [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     for image in map(Image.fromarray, photographs):
