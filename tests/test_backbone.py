@@ -170,6 +170,7 @@ def test_upernet_segments_on_it(folder, tmp_path):
     assert torch.equal(again(images).logits, model(images).logits)
 
 
+@pytest.mark.heavy  # DETR needs SciPy
 def test_detr_detects_on_it(folder):
     torch.manual_seed(0)
     sizes = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 64))}
