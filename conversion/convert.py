@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.configuration_mae import AUTO_MAP, MAEConfig
+from mae_hf.configuration_mae import MAEConfig
+from mae_hf.remote_code import AUTO_MAP
 
 from .cards import Provenance, folder_card
 from .catalogue import LICENSE, Release, md5s_of, recognise

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_config
-from mae_hf.configuration_mae import code_files
+from mae_hf.remote_code import code_files
 
 from .catalogue import RELEASES
 from .layouts import OFFICIAL, layout_of_config, layout_of_keys

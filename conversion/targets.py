@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mae_hf.checkpoint import CheckpointError, first_line, read_checkpoint, read_folder
-from mae_hf.configuration_mae import AUTO_MAP, PRESETS, MAEConfig
+from mae_hf.configuration_mae import PRESETS, MAEConfig
 from mae_hf.image_processor import image_processor
 from mae_hf.patch_embed import to_pair
+from mae_hf.remote_code import AUTO_MAP
 from mae_hf.vit_mae import config_to_vit_mae
 
 from .config import NUM_IMAGENET_CLASSES, preset_of, usual_heads

@@ -2,19 +2,17 @@
 
 import dataclasses
 import difflib
-import shutil
 from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from .masking import DEFAULT_MASK_RATIO
 from .patch_embed import grid_of
+from .remote_code import save_code
 
 # Only what differs; the decoder is the same for all: width 512, 8 blocks, 16 heads. Source: mae_vit_* in models_mae.py.
 PRESETS: dict[str, dict[str, int]] = {
@@ -39,14 +37,6 @@ PRESETS: dict[str, dict[str, int]] = {
         "num_attention_heads": 16,
         "intermediate_size": 5120,
     },
-}
-
-AUTO_MAP = {  # of a folder with code: the file and class that each Auto class of transformers makes
-    "AutoConfig": "configuration_mae.MAEConfig",
-    "AutoModel": "modeling_mae.MAEModel",
-    "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
-    "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
-    "AutoBackbone": "modeling_mae.MAEBackbone",
 }
 
 _COUNTS = (
@@ -218,21 +208,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         return made
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save the configuration, and with an `auto_map` the code of all models too.
-
-        It has an `auto_map` if its model was registered for it (`register_for_auto_class`) or comes from a folder with
-        code. Every Auto class of transformers then loads the folder where this package is not installed. A model that
-        was itself loaded with `trust_remote_code=True` has its code copied by transformers; a configuration alone that
-        was loaded so is saved with the code of the configuration only.
-        """
-        auto_map = getattr(self, "auto_map", None) or {}
-        own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        all_ours = {own, *auto_map.values()} <= set(AUTO_MAP.values())  # or transformers copies somebody's own classes
-        if all_ours and (auto_map or self._auto_class) and (files := code_files()):
-            self.auto_map = {**AUTO_MAP, **auto_map}
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            for file in files:
-                shutil.copyfile(file, Path(save_directory) / file.name)
+        """Save the configuration; with an `auto_map`, the code of the models too (`save_code`)."""
+        save_code(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
@@ -300,14 +277,6 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
-
-
-def code_files() -> list[Path]:
-    """The files of a folder with code: `modeling_mae.py` and what it imports, directly or not."""
-    modeling = Path(__file__).with_name("modeling_mae.py")
-    if not modeling.exists():  # loaded with `trust_remote_code=True`: transformers keeps the configuration apart
-        return []
-    return [modeling, *sorted({Path(name) for name in get_relative_import_files(modeling)})]
 
 
 def is_count(value: Any) -> bool:

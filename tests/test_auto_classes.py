@@ -13,7 +13,7 @@ from transformers import AutoModel
 import mae_hf
 from mae_hf import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.cli import main
-from mae_hf.configuration_mae import AUTO_MAP, code_files
+from mae_hf.remote_code import AUTO_MAP, code_files
 
 CLASSES = {
     "AutoModel": MAEModel,

@@ -10,8 +10,8 @@ import torch
 
 from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.cli import main
-from mae_hf.configuration_mae import AUTO_MAP, code_files
 from mae_hf.image_processor import image_processor
+from mae_hf.remote_code import AUTO_MAP, code_files
 from tests.hub_server import Commit, Repository
 
 CHELSEA = str(Path(__file__).resolve().parent.parent / "examples" / "demo" / "chelsea.png")
@@ -101,7 +101,7 @@ def folders(tiny_config, tmp_path):
 
 PUSH_WITH_CODE = """
 import mae_hf
-from mae_hf.configuration_mae import AUTO_MAP
+from mae_hf.remote_code import AUTO_MAP
 kinds = (mae_hf.MAEModel, mae_hf.MAEForPreTraining, mae_hf.MAEForImageClassification, mae_hf.MAEBackbone)
 torch.manual_seed(0)
 for kind in kinds:
