@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_config
 from mae_hf.remote_code import code_files
@@ -139,7 +140,8 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
     content = sorted(destination.iterdir())
     if content and not overwrite:
         raise CheckpointError(f"{destination} is there already: choose another destination, or pass --overwrite")
-    code = [file.name for file in code_files()] if _has_code(destination) else []
+    config = _config_of(destination)
+    code = [file.name for file in code_files()] if "auto_map" in config else []
     written = [path for path in content if path.is_file() and (_WRITTEN.fullmatch(path.name) or path.name in code)]
     foreign = [path.name for path in content if path not in written]
     if foreign:
@@ -148,21 +150,22 @@ def _check_old_folder(destination: Path, overwrite: bool) -> None:
             f"{destination} holds {', '.join(foreign[:3])}{more}, which no conversion writes: nothing is replaced, "
             "move it away or choose another destination"
         )
-    if content and not _is_converted(destination):
+    if content and not _is_converted(destination, config):
         raise CheckpointError(f"{destination} is no converted folder: nothing is replaced, choose another destination")
 
 
-def _has_code(folder: Path) -> bool:
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Content of `config.json`; empty if there is none that can be read."""
     try:
-        return "auto_map" in read_config(folder)
+        return read_config(folder)
     except (OSError, ValueError):
-        return False
+        return {}
 
 
-def _is_converted(folder: Path) -> bool:
+def _is_converted(folder: Path, config: dict[str, Any]) -> bool:
     """Whether a folder of any layout has a card of ours: others are somebody's own model."""
     try:
-        layout_of_config(read_config(folder))
+        layout_of_config(config)
         return "mae-hf verify" in (folder / "README.md").read_text()
     except (OSError, ValueError):
         return False

@@ -5,9 +5,9 @@
 
 The folder or Hub repository says which class it holds:
 
-    MAEModel                   pixel_values        -> last_hidden_state, pooler_output
+    MAEModel, MAEBackbone      pixel_values        -> last_hidden_state, pooler_output
     MAEForImageClassification  pixel_values        -> logits
-    MAEForPreTraining          pixel_values, noise -> loss, logits, mask, ids_restore (no loss if nothing is hidden)
+    MAEForPreTraining          pixel_values, noise -> loss (if anything is hidden), logits, mask, ids_restore
 
 The file is in float32 and takes any number of images, of the size that the model has. It hides as many patches as the
 config's mask_ratio says, those with the largest noise: to hide as many of your own choice, give 1 for those and 0 for
@@ -32,8 +32,12 @@ from safetensors import SafetensorError
 
 from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
 
-CLASSES = {kind.__name__: kind for kind in (MAEModel, MAEForImageClassification, MAEForPreTraining)}
-CLASSES["MAEBackbone"] = MAEModel  # as features
+CLASSES = {
+    "MAEModel": MAEModel,
+    "MAEBackbone": MAEModel,
+    "MAEForImageClassification": MAEForImageClassification,
+    "MAEForPreTraining": MAEForPreTraining,
+}
 EXACT, TOLERANCE = ("mask", "ids_restore"), 1e-4  # the tolerance is of the other outputs
 
 

@@ -3,12 +3,13 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from examples.export_onnx import main
-from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel, block_masking
+from examples.export_onnx import largest_difference, main
+from mae_hf import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel, block_masking
 
 pytestmark = pytest.mark.heavy  # onnx, onnxscript and onnxruntime come with what `make test-all` installs
 
@@ -104,6 +105,24 @@ def test_weights_too_large_for_one_file_lie_beside_it(folder, out, monkeypatch):
     assert sorted(path.name for path in out.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     inputs = {"pixel_values": torch.randn(5, 3, 32, 32), "noise": torch.rand(5, 16)}
     assert_as_pytorch(out, MAEForPreTraining.from_pretrained(folder), **inputs)
+
+
+def test_backbone_is_exported_as_the_encoder_that_it_is(tiny_config, out, tmp_path):
+    MAEBackbone(tiny_config()).save_pretrained(tmp_path / "backbone")
+    assert main([str(tmp_path / "backbone"), str(out)]) == 0
+    assert_as_pytorch(out, MAEModel.from_pretrained(tmp_path / "backbone"), pixel_values=torch.randn(5, 3, 32, 32))
+
+
+def test_weights_come_to_their_place_before_the_file_that_needs_them(folder, out, monkeypatch):
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 10_000)  # bytes
+    moved, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: moved.append(path.name) or rename(path, target))
+    assert main([str(folder), str(out)]) == 0
+    assert moved == ["model.onnx.data", "model.onnx"]
+
+
+def test_outputs_of_other_shapes_differ():
+    assert largest_difference(torch.zeros(2, 1), torch.zeros(2)) == math.inf
 
 
 def refused(capsys, out, *arguments):
