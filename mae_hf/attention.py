@@ -3,7 +3,6 @@
 Shapes: `B` batch, `N` tokens, `D` width, `h` heads of width `d = D / h`.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -34,9 +33,8 @@ def eager_attention(
     Returns:
         Output `(B, N, h, d)` and weights `(B, h, N, N)`.
     """
-    scores = query @ key.transpose(2, 3) * scaling  # B h N N
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    weights = nn.functional.dropout(weights, dropout)
+    scores = query * scaling @ key.contiguous().transpose(2, 3)  # B h N N
+    weights = nn.functional.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ value).transpose(1, 2), weights  # B h N d -> B N h d
 
 

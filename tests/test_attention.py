@@ -1,10 +1,12 @@
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 from torch.testing import assert_close
 from transformers.utils import is_flash_attn_2_available
 
 from mae_hf import Attention, MAEForPreTraining
+from mae_hf.attention import eager_attention
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
@@ -42,6 +44,26 @@ def test_dropout_acts_in_training_only(implementation):
     assert not torch.equal(attention(x)[0], attention(x)[0])
     attention.eval()
     assert torch.equal(attention(x)[0], attention(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_eager_attention_rounds_its_weights_once_in_half_precision(dtype):
+    query, key, value = (10 * torch.randn(2, 4, 50, 16, dtype=dtype) for _ in range(3))
+    _, weights = eager_attention(torch.nn.Identity(), query, key, value, None, scaling=0.25)
+    scores = query * 0.25 @ key.transpose(2, 3)
+    assert_close(weights, scores.softmax(dim=-1, dtype=torch.float32).to(dtype), atol=0, rtol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("train", [True, False])
+def test_sdpa_runs_wherever_it_is_chosen(tiny_model, dtype, train):
+    model = tiny_model(attn_implementation="sdpa").train(train)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), profile() as run:
+        model(IMAGES, noise=NOISE)
+    calls = {event.key: event.count for event in run.key_averages()}
+    attention = [module for module in model.modules() if isinstance(module, Attention)]
+    assert calls["aten::scaled_dot_product_attention"] == len(attention)
+    assert "aten::softmax" not in calls
 
 
 def test_projection_may_go_without_bias():
