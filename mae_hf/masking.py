@@ -49,7 +49,8 @@ def random_masking(tokens: Tensor, mask_ratio: float, noise: Tensor | None = Non
         raise ValueError(f"mask_ratio {mask_ratio} leaves none of {length} patches visible: choose a smaller one")
     if noise is None:
         noise = torch.rand(batch, length, device=tokens.device)
-    check_noise(noise, batch, length)
+    else:
+        check_noise(noise, batch, length)  # looks at its values, for which a GPU has to finish first
     return keep_smallest(tokens, noise.to(tokens.device), len_keep)
 
 
