@@ -33,8 +33,9 @@ def eager_attention(
     Returns:
         Output `(B, N, h, d)` and weights `(B, h, N, N)`.
     """
+    # the key contiguous, or the product copies it number by number; softmax computes in float32 inside, and rounds
     scores = query * scaling @ key.contiguous().transpose(2, 3)  # B h N N
-    weights = nn.functional.dropout(scores.softmax(dim=-1), dropout)
+    weights = nn.functional.dropout(scores.softmax(dim=-1).to(query.dtype), dropout)  # autocast gives float32 on a GPU
     return (weights @ value).transpose(1, 2), weights  # B h N d -> B N h d
 
 
