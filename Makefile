@@ -2,6 +2,7 @@
 # make test       the fast tests
 # make test-all   all tests, with the libraries of the examples
 # make check      lint, types, build of wheel and sdist
+# make bench      speed and memory beside transformers' ViTMAE (half an hour on two cores): benchmarks/README.md
 # make parity     the table of the three sizes, measured again
 # make cards      the same (minutes), written into README and model cards; python -m benchmarks.parity --cards does not measure
 #
@@ -10,7 +11,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-all check parity cards clean
+.PHONY: demo test test-all check bench parity cards clean
 
 # PyTorch comes first and by itself, so that nothing else can choose its build.
 .venv/installed: pyproject.toml constraints.txt
@@ -24,7 +25,7 @@ BIN := .venv/bin
 	touch $@
 
 .venv/complete: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,examples,demo]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,examples,demo,benchmarks]"
 	touch $@
 
 demo: .venv/installed
@@ -47,6 +48,13 @@ check: .venv/checked
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m build --quiet --outdir dist
+
+.venv/measured: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,benchmarks]"
+	touch $@
+
+bench: .venv/measured
+	$(BIN)/python -m benchmarks.speed --output benchmarks/results/latest
 
 parity: .venv/installed
 	$(BIN)/python -m benchmarks.parity

@@ -56,6 +56,24 @@ def anonymous_memory(pid: int) -> int:
     return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
+def beside_copies(preset: str, layout: str, rounds: int) -> tuple[list[float], list[float], int]:
+    """Convert a checkpoint and copy it, in turns; return seconds of both, and the peak of memory in bytes."""
+    copies, conversions, peaks = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        source, made, copy = (Path(name) / file for file in ("source.pth", "made", "copy.pth"))
+        write_official(preset, source)
+        for _ in range(rounds):
+            os.sync()  # so that neither waits for what the other has left to be written
+            copies.append(copy_with_md5(source, copy))
+            copy.unlink()
+            os.sync()
+            seconds, peak = convert(source, made, layout)
+            conversions.append(seconds)
+            peaks.append(peak)
+            made.unlink() if layout == OFFICIAL else shutil.rmtree(made)
+    return conversions, copies, max(peaks)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -63,26 +81,13 @@ def main() -> None:
     parser.add_argument("--to", choices=LAYOUTS, default="mae_hf")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, made = folder / "source.pth", folder / "made"
-        write_official(options.preset, source)
-        copies, conversions, peaks = [], [], []
-        for _ in range(options.rounds):
-            os.sync()  # so that neither waits for what the other has left to be written
-            copies.append(copy_with_md5(source, folder / "copy.pth"))
-            (folder / "copy.pth").unlink()
-            os.sync()
-            seconds, peak = convert(source, made, options.to)
-            conversions.append(seconds)
-            peaks.append(peak)
-            made.unlink() if options.to == OFFICIAL else shutil.rmtree(made)
+    conversions, copies, peak = beside_copies(options.preset, options.to, options.rounds)
     copy, conversion = statistics.median(copies), statistics.median(conversions)
     print(f"{options.preset} to {options.to}, medians of {options.rounds} alternating rounds")
     print(f"copy with md5: {copy:.1f} s ({min(copies):.1f} to {max(copies):.1f})")
     print(f"convert:       {conversion:.1f} s ({min(conversions):.1f} to {max(conversions):.1f})")
     print(f"ratio:         {conversion / copy:.2f}")
-    print(f"peak anonymous memory of the conversion: {max(peaks) / 1e9:.2f} GB")
+    print(f"peak anonymous memory of the conversion: {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

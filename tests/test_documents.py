@@ -88,7 +88,7 @@ def test_readme_opens_with_the_two_commands_and_eight_lines_of_python():
     assert len([line for line in code.splitlines() if line.strip()]) == 8
 
 
-@pytest.mark.parametrize("document", ["README.md", *EXAMPLES])
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", *EXAMPLES])
 def test_links_lead_somewhere(document):
     for name in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
         assert ((ROOT / document).parent / name).exists(), name
