@@ -172,7 +172,11 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(MEASURES)}; all of them if none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--preset", nargs="+", choices=PRESETS, default=list(PRESETS), help="except in growth and start"
+        "--preset",
+        nargs="+",
+        choices=PRESETS,
+        default=list(PRESETS),
+        help="models to compare; growth and start have their own",
     )
     parser.add_argument("--batch", type=int, help="images, in place of the batch sizes in this file")
     parser.add_argument("--turns", type=int, default=5, help="of each process (default: %(default)s)")
