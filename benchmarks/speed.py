@@ -73,10 +73,10 @@ def make_row(group: str, what: str, unit: str, ours: Sequence[float], theirs: Se
 def cases(group: str, options: argparse.Namespace) -> Iterator[tuple[str, list[Job]]]:
     """Name and jobs, ours and theirs, of one group."""
     task = group if group in ("features", "classifier") else "step"
-    for preset, batch, dtype in CASES[group][options.device]:
+    chosen = [(preset, options.batch or batch, dtype) for preset, batch, dtype in CASES[group][options.device]]
+    for preset, batch, dtype in dict.fromkeys(chosen):  # --batch can make two the same
         if preset not in options.preset:
             continue
-        batch = batch if options.batch is None else options.batch
         job = Job(task=task, preset=preset, batch=batch, dtype=dtype, device=options.device)
         job = replace(job, compiled=group == "compiled", mask_ratio=0.75 if task == "step" else 0.0)
         yield f"{preset}, batch {batch}, {dtype}", [replace(job, library=library) for library in LIBRARIES]
