@@ -32,7 +32,7 @@ def test_the_ceiling_computes_the_products_of_all_passes(task, passes):
     assert counter.get_total_flops() == passes * sum(2 * a * b * c for a, b, c in job.products())
 
 
-def test_a_process_that_fails_is_named_and_the_others_end():
+def test_a_process_that_fails_is_named():
     bad = Job(attention="no such attention", device="meta")
     with pytest.raises(RuntimeError, match="ended with status 1.*no such attention"):
         alternate([bad], 1, 1, keep_memory=False)
