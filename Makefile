@@ -3,6 +3,7 @@
 # make test-all   all tests, with the libraries of the examples
 # make check      lint, types, build of wheel and sdist
 # make bench      speed and memory beside transformers' ViTMAE (half an hour on two cores): benchmarks/README.md
+# make runs       small pretraining, fine-tuning and linear probing, with curves (ten minutes): examples/README.md
 # make parity     the table of the three sizes, measured again
 # make cards      the same (minutes), written into README and model cards; python -m benchmarks.parity --cards does not measure
 #
@@ -11,7 +12,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-all check bench parity cards clean
+.PHONY: demo test test-all check bench runs parity cards clean
 
 # PyTorch comes first and by itself, so that nothing else can choose its build.
 .venv/installed: pyproject.toml constraints.txt
@@ -52,6 +53,9 @@ check: .venv/checked
 .venv/measured: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,benchmarks]"
 	touch $@
+
+runs: .venv/complete
+	$(BIN)/python examples/small_runs.py
 
 bench: .venv/measured
 	$(BIN)/python -m benchmarks.speed --output benchmarks/results/latest

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def blocks(document, *languages):
     text = (ROOT / document).read_text()
     found = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     assert text.count("```") == 2 * len(found)  # none in another form
-    assert {language for language, _ in found} <= {"python", "sh", "bibtex"}
+    assert {language for language, _ in found} <= {"python", "sh", "bash", "bibtex"}
     return [(language, text) for language, text in found if language in languages]
 
 
@@ -80,6 +81,32 @@ def test_commands_of_the_readme_run_as_written(run, hub, after_demo):
 def test_examples_run_as_written(run, document):
     for block in blocks(document, "python", "sh"):
         run(*block)
+
+
+@pytest.mark.heavy  # accelerate, datasets
+def test_launch_lines_parse_and_have_the_effective_batch_that_they_state():
+    """Those for GPUs and for ImageNet, blocks of bash, cannot run."""
+    from transformers import HfArgumentParser
+
+    from finetune import FineTuning
+    from pretrain import PreTraining
+
+    checked = 0
+    for _, block in blocks("examples/README.md", "bash"):
+        for product, command in re.findall(r"# effective batch (.*)\n((?:.*\\\n)*.*)", block):
+            words = shlex.split(command.replace("\\\n", " "))
+            script = next(i for i, word in enumerate(words) if word.startswith("examples/"))
+            recipe = {"examples/pretrain.py": PreTraining, "examples/finetune.py": FineTuning}[words[script]]
+            options = HfArgumentParser(recipe).parse_args(words[script + 1 :])
+            processes, images, accumulated, batch = map(int, re.findall(r"\d+", product))
+            assert processes * images * accumulated == batch
+            assert options.per_device_train_batch_size == images
+            assert options.gradient_accumulation_steps == accumulated
+            launched = [int(n) for n in re.findall(r"--(?:num_processes|nproc-per-node) (\d+)", command)] or [1]
+            nodes = int(re.search(r"--nodes=(\d+)", block)[1]) if "SBATCH" in block else 1
+            assert launched[0] * nodes == processes
+            checked += 1
+    assert checked == 7
 
 
 def test_readme_opens_with_the_two_commands_and_eight_lines_of_python():

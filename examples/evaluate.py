@@ -1,0 +1,94 @@
+"""Top-1 and top-5 accuracy of a classifier on a folder of images, with the official transform.
+
+    python examples/evaluate.py ./mae-finetuned-vit-base imagenet/val
+
+IMAGES holds a folder for each class. If their names are those of the model's labels, they are matched by name; if they
+are not, but are as many, by alphabetical order: the folders of ImageNet, in the order of the official scripts.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import transformers
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+
+from images import ImageFolder, evaluation_transform, log_to_terminal, one_line
+from mae_hf import MAEConfig, MAEForImageClassification
+from mae_hf.patch_embed import to_pair
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Top-1 and top-5 accuracy on a folder of images.")
+    parser.add_argument("folder", metavar="FOLDER", help="or Hub id, of a classifier of mae_hf")
+    parser.add_argument("images", metavar="IMAGES", help="folder with a folder of images for each class")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--workers", type=int, default=min(10, os.cpu_count() or 1), metavar="N")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="half precision")
+    options = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    log_to_terminal()
+    try:
+        top1, top5, loss, count = evaluate(options)
+    except (OSError, RuntimeError, ValueError) as error:
+        print("evaluate:", one_line(error), file=sys.stderr)
+        return 1
+    print(f"top-1 {top1:.3f} %  top-5 {top5:.3f} %  loss {loss:.3f}  of {count} images")
+    return 0
+
+
+@torch.no_grad()
+def evaluate(options: argparse.Namespace) -> tuple[float, float, float, int]:
+    """Top-1 and top-5 in percent, mean loss, and number of images."""
+    model = load(options.folder).to(options.device)
+    images = ImageFolder(options.images, partial(evaluation_transform, size=to_pair(model.config.image_size)))
+    classes = match(images.classes, model.config).to(options.device)
+    loader = DataLoader(images, options.batch_size, num_workers=options.workers, collate_fn=collate)
+    top1 = top5 = loss = count = 0
+    for pixel_values, labels in (progress := tqdm(loader)):
+        labels = classes[labels.to(options.device)]
+        with torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=options.bf16):
+            logits = model(pixel_values.to(options.device)).logits.float()  # B num_labels
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # B 5
+        count += len(labels)
+        top1 += hits[:, 0].sum().item()
+        top5 += hits.sum().item()
+        loss += cross_entropy(logits, labels, reduction="sum").item()
+        progress.set_postfix_str(f"top-1 {100 * top1 / count:.3f} %")
+    return 100 * top1 / count, 100 * top5 / count, loss / count, count
+
+
+def load(folder: str) -> MAEForImageClassification:
+    """The classifier, in eval mode; a folder without a head is refused."""
+    found = (MAEConfig.from_pretrained(folder).architectures or ["no class"])[0]
+    if found != "MAEForImageClassification":
+        raise ValueError(f"{folder} holds {found}: evaluation needs a classifier, which examples/finetune.py makes")
+    return MAEForImageClassification.from_pretrained(folder)
+
+
+def match(names: Sequence[str], config: MAEConfig) -> torch.Tensor:
+    """The model's class of each class of the images."""
+    if not names:
+        raise ValueError("the images have no folder for each class")
+    if set(names) <= config.label2id.keys():
+        return torch.tensor([config.label2id[name] for name in names])
+    if len(names) != config.num_labels:
+        raise ValueError(
+            f"the images have {len(names)} classes, the model {config.num_labels}, and the names of the folders, "
+            f"{names[0]!r} for one, are not those of its labels"
+        )
+    return torch.arange(len(names))
+
+
+def collate(samples: Sequence[dict]) -> list[torch.Tensor]:
+    return default_collate([(sample["pixel_values"], sample["labels"]) for sample in samples])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

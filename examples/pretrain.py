@@ -1,0 +1,95 @@
+"""Pretrain a masked autoencoder on a folder of images, with the official recipe.
+
+    python examples/pretrain.py --images IMAGES --output_dir OUT --model base --norm_pix_loss --bf16 \
+        --per_device_train_batch_size 64 --gradient_accumulation_steps 64
+
+and with `torchrun` or `accelerate launch` in the place of `python`, on many devices: examples/README.md. The same
+command again resumes where the last checkpoint was written.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+from torch import Tensor
+from transformers import TrainerCallback, set_seed
+
+from images import ImageFolder, crop_and_flip, evaluation_transform, to_tensor
+from mae_hf import MAEConfig, MAEForPreTraining, reconstruct
+from mae_hf.configuration_mae import PRESETS
+from mae_hf.image_processor import image_processor
+from mae_hf.patch_embed import to_pair
+from mae_hf.reconstruction import draw_panels
+from mae_hf.training import MaskingCollator
+from recipe import Recipe, RecipeTrainer, main, train
+
+
+@dataclass
+class PreTraining(Recipe):
+    """Pretrain a masked autoencoder. The defaults are the recipe of PRETRAIN.md in facebookresearch/mae."""
+
+    model: str = field(default="base", metadata={"help": "base, large or huge: fresh; or a folder or Hub id."})
+    config: str = field(default="{}", metadata={"help": "Fields of a fresh model's MAEConfig, as JSON."})
+    norm_pix_loss: bool = field(default=False, metadata={"help": "Predict normalised pixels: better features."})
+    pictures: list[str] = field(default_factory=list, metadata={"help": "Images to show reconstructions of."})
+    picture_steps: int = field(default=1000, metadata={"help": "Steps between two pictures, in OUT/pictures."})
+    num_train_epochs: float = field(default=800, metadata={"help": "The released weights: 1600."})
+    warmup_epochs: float = field(default=40, metadata={"help": "Epochs in which the learning rate rises from 0."})
+    base_learning_rate: float = field(default=1.5e-4, metadata={"help": "Learning rate for an effective batch of 256."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Of all but biases and norms."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Leave as it is."})
+    label_names: list[str] = field(default_factory=lambda: ["pixel_values"], metadata={"help": "Leave as it is."})
+
+
+class Pictures(TrainerCallback):
+    """Write what the model makes of some images, the same patches hidden each time."""
+
+    def __init__(self, images: list[str], every: int) -> None:
+        self.images, self.every = images, every
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        rows = [reconstruct(model, image) for image in self.images]  # every process: they may share the model
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir, "pictures")
+            folder.mkdir(exist_ok=True)
+            picture = draw_panels(rows, ("original", "masked", "reconstruction", "pasted"), f"step {state.global_step}")
+            picture.save(folder / f"{state.global_step:07}.png")
+
+
+def pretraining_transform(image: Image.Image, rng: Random, size: tuple[int, int], recipe: PreTraining) -> Tensor:
+    """Random resized crop and flip."""
+    return to_tensor(crop_and_flip(image, rng, size, recipe.min_crop, recipe.flip))
+
+
+def make_model(recipe: PreTraining) -> MAEForPreTraining:
+    set_seed(recipe.seed)
+    if recipe.model in PRESETS:
+        fields = json.loads(recipe.config) | {"norm_pix_loss": recipe.norm_pix_loss}
+        return MAEForPreTraining(MAEConfig.from_preset(recipe.model, **fields))
+    return MAEForPreTraining.from_pretrained(recipe.model, norm_pix_loss=recipe.norm_pix_loss)
+
+
+def pretrain(recipe: PreTraining) -> None:
+    model = make_model(recipe)
+    size = to_pair(model.config.image_size)
+    trainer = RecipeTrainer(
+        model,
+        recipe,
+        MaskingCollator(model.mae.patch_embed.num_patches, recipe.seed),
+        ImageFolder(recipe.images, partial(pretraining_transform, size=size, recipe=recipe), recipe.seed, train=True),
+        ImageFolder(recipe.validation, partial(evaluation_transform, size=size)) if recipe.validation else None,
+        processing_class=image_processor(model.config),
+        callbacks=[Pictures(recipe.pictures, recipe.picture_steps)] if recipe.pictures else None,
+    )
+    train(trainer)
+
+
+if __name__ == "__main__":
+    sys.exit(main(PreTraining, pretrain))

@@ -1,0 +1,183 @@
+"""What pretraining and fine-tuning share: official settings as `TrainingArguments`, resuming, and clear failures."""
+
+import logging
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+
+from images import ImageFolder, log_to_terminal, one_line
+
+logger = logging.getLogger("examples.recipe")
+
+
+@dataclass
+class Recipe(TrainingArguments):
+    """Every argument of transformers' `TrainingArguments`, some with other defaults, and what the recipes add.
+
+    The learning rate is `base_learning_rate` times the effective batch by 256, unless `learning_rate` is given; the
+    effective batch is `per_device_train_batch_size` times `gradient_accumulation_steps` times the number of processes.
+    """
+
+    images: str | None = field(default=None, metadata={"help": "Folder of images to train on."})
+    validation: str | None = field(default=None, metadata={"help": "Folder of images that are not trained on."})
+    base_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate for an effective batch of 256."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Instead of the scaled base learning rate."})
+    warmup_epochs: float = field(default=0, metadata={"help": "Epochs in which the learning rate rises from 0."})
+    min_crop: float = field(default=0.2, metadata={"help": "Least share of an image that a random crop takes."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of mirroring an image."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Half a cosine after the warm-up."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order, crops and masks."})
+    dataloader_num_workers: int = field(default=min(10, os.cpu_count() or 1), metadata={"help": "Per process."})
+    dataloader_pin_memory: bool = field(default=torch.accelerator.is_available(), metadata={"help": "For devices."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out the last, smaller batch."})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every trained weight is used."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a device in evaluation."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of log."})
+    # what images.py (its samples say their index, it shuffles by itself) and StopAtNaN rely on
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
+    train_sampling_strategy: str = field(default="sequential", metadata={"help": "Leave as it is."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave as it is."})
+
+    def __post_init__(self):
+        if self.images is None:
+            raise ValueError("--images is missing: the folder of images to train on")
+        if not self.output_dir:
+            raise ValueError("--output_dir is missing: where checkpoints and the model go")
+        if not 0 <= self.warmup_epochs < self.num_train_epochs:
+            raise ValueError(
+                f"warmup_epochs must be at least 0 and less than num_train_epochs, {self.num_train_epochs:g}, "
+                f"got {self.warmup_epochs:g}"
+            )
+        if self.validation and self.eval_strategy == "no":
+            self.eval_strategy = "epoch"
+        super().__post_init__()
+        if self.learning_rate is None:
+            self.learning_rate = self.base_learning_rate * self.effective_batch / 256
+        self.warmup_steps = self.warmup_steps or self.warmup_epochs / self.num_train_epochs  # a share of all steps
+
+    @property
+    def effective_batch(self) -> int:
+        """Images in one step of the optimizer."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+class RecipeTrainer(Trainer):
+    """`Trainer` whose evaluation leaves no image out: `dataloader_drop_last` is for training."""
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+
+class SetEpoch(TrainerCallback):
+    """Tell the dataset which epoch begins, also when it begins in its middle."""
+
+    def __init__(self, dataset: ImageFolder) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class StopAtNaN(TrainerCallback):
+    """Stop when loss or weights are NaN or infinite, before they are saved."""
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if control.should_save:
+            control.should_log = True  # and so look at the losses since the last log
+            self._check("a weight", largest_weight(model), args, state)
+
+    on_epoch_end = on_step_end
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self._check("the loss", logs.get("loss", 0.0), args, state)
+        self._check("the loss", logs.get("train_loss", 0.0), args, state)
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        self._check("a weight", largest_weight(model), args, state)
+
+    def _check(self, what, value, args, state):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{what} is {value} at step {state.global_step}, training stops: lower the learning rate, or leave "
+                f"out --fp16 or --bf16. The last checkpoint is {last_checkpoint(args.output_dir) or 'none'}"
+            )
+
+
+def largest_weight(model: nn.Module) -> float:
+    """The largest absolute value, NaN if one is; of a sharded model, of the shards that are here."""
+    weights = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return torch.stack([w.detach().abs().amax() for w in weights if w.numel()]).amax().item()
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The last checkpoint that was written whole: the state of the trainer is the last file of each."""
+    folders = Path(output_dir).glob("checkpoint-*/trainer_state.json")
+    found = [file.parent for file in folders if re.fullmatch(r"checkpoint-\d+", file.parent.name)]
+    return str(max(found, key=lambda folder: int(folder.name.split("-")[1]))) if found else None
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    """Raise `ValueError` if an epoch has no whole batch for each process."""
+    needed = recipe.train_batch_size * recipe.world_size
+    if images < needed:
+        raise ValueError(
+            f"{images} images are fewer than the {needed} of one batch for each process ({recipe.world_size} x "
+            f"{recipe.train_batch_size}): lower --per_device_train_batch_size, or take fewer processes"
+        )
+
+
+def train(trainer: RecipeTrainer) -> None:
+    """Train, from the last whole checkpoint in the output folder if there is one, and write the model there."""
+    recipe = trainer.args
+    check_batch(recipe, len(trainer.train_dataset))
+    trainer.add_callback(SetEpoch(trainer.train_dataset))
+    trainer.add_callback(StopAtNaN())
+    checkpoint = recipe.resume_from_checkpoint or last_checkpoint(recipe.output_dir)
+    logger.info(
+        "%d images, %s; effective batch %d (%d images x %d accumulated x %d processes), learning rate %.3g",
+        len(trainer.train_dataset),
+        f"resumed from {checkpoint}" if checkpoint else "from the start",
+        recipe.effective_batch,
+        recipe.train_batch_size,
+        recipe.gradient_accumulation_steps,
+        recipe.world_size,
+        recipe.learning_rate,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if recipe.push_to_hub:
+        trainer.push_to_hub()
+
+
+def main(recipe_class: type[Recipe], run, arguments: list[str] | None = None) -> int:
+    """Run with the arguments of the command line; what is wrong with them or the data is said in one line, status 1."""
+    transformers.utils.logging.disable_progress_bar()  # of files that are written; the one of the steps stays
+    log_to_terminal()
+    try:
+        (recipe,) = HfArgumentParser(recipe_class, description=recipe_class.__doc__).parse_args_into_dataclasses(
+            arguments
+        )
+        run(recipe)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    except (OSError, ValueError) as error:
+        print(f"{Path(sys.argv[0]).stem}: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,29 @@
+"""Launch a script whose FSDP2 works on processors: `torchrun tests/fsdp_on_cpu.py SCRIPT ARGUMENTS`.
+
+accelerate takes FSDP for accelerators only, and leaves a run on processors at DDP. Here its state says FSDP whenever it
+was asked for it; the sharding, the gathering and the checkpoints are the real ones of PyTorch and accelerate, by gloo.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+original = AcceleratorState.__init__
+
+
+def init(self, *args, fsdp_plugin=None, **kwargs):
+    original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        self.fsdp_plugin = fsdp_plugin
+    if getattr(self, "fsdp_plugin", None) is not None:
+        self.distributed_type = DistributedType.FSDP
+
+
+if __name__ == "__main__":
+    AcceleratorState.__init__ = init
+    del sys.argv[0]
+    sys.path[0] = str(Path(sys.argv[0]).parent)  # as `python SCRIPT` has it
+    runpy.run_path(sys.argv[0], run_name="__main__")

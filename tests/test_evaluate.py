@@ -1,0 +1,166 @@
+"""examples/evaluate.py: its numbers, how it matches classes, and what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+from mae_hf import MAEConfig, MAEForImageClassification
+
+pytest.importorskip("datasets")  # comes with what `make test-all` installs
+from evaluate import main
+from images import evaluation_transform, read_image
+
+pytestmark = pytest.mark.heavy
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where `datasets` keeps its lists of files."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def classifier(tiny_config, tmp_path):
+    """Makes the folder of a tiny classifier whose labels have these names."""
+
+    def make(names=NAMES):
+        torch.manual_seed(0)
+        model = MAEForImageClassification(
+            tiny_config(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+        )
+        torch.nn.init.normal_(model.head.weight)  # a new head's are so small that all would look the same
+        model.save_pretrained(tmp_path / "classifier")
+        return tmp_path / "classifier"
+
+    return make
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Makes a folder of random images, by the class folder of each."""
+
+    def make(classes):
+        rng = np.random.default_rng(0)
+        for number, name in enumerate(classes):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            shape = rng.integers(36, 80, 2)
+            noise = Image.fromarray(rng.integers(0, 256, (2, 2, 3), np.uint8)).resize(tuple(map(int, shape)))
+            noise.save(tmp_path / "images" / name / f"{number:02}.png")
+        return tmp_path / "images"
+
+    return make
+
+
+@torch.no_grad()
+def by_hand(folder, images, label_of):
+    """The line that is expected, from each image by itself."""
+    model, top1, top5, losses = MAEForImageClassification.from_pretrained(folder).eval(), [], [], []
+    for path in sorted(images.glob("*/*.png")):
+        label = label_of[path.parent.name]
+        logits = model(evaluation_transform(read_image(path), None, (32, 32))[None]).logits[0]
+        order = logits.argsort(descending=True).tolist()
+        top1.append(order[0] == label)
+        top5.append(label in order[:5])
+        losses.append(cross_entropy(logits, torch.tensor(label)).item())
+    count = len(losses)
+    assert 0 < sum(top1) < sum(top5) < count  # else the images tell little
+    shares = f"top-1 {100 * sum(top1) / count:.3f} %  top-5 {100 * sum(top5) / count:.3f} %"
+    return f"{shares}  loss {sum(losses) / count:.3f}  of {count} images\n"
+
+
+CLASSES = [NAMES[number % 7] for number in range(23)]
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(23, 0), (5, 0), (5, 2), (1, 0)])
+def test_numbers_are_those_of_each_image_by_itself(classifier, images, capsys, batch_size, workers):
+    folder, shown = classifier(), images(CLASSES)
+    expected = by_hand(folder, shown, {name: number for number, name in enumerate(NAMES)})
+    assert main([str(folder), str(shown), "--batch-size", str(batch_size), "--workers", str(workers)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == expected
+    assert "top-1" in printed.err  # progress
+
+
+def test_folders_that_are_named_as_labels_are_matched_by_name(classifier, images, capsys):
+    names = ["fox", "dog", "ant", "gnu", "bee", "elk", "cat"]
+    folder, shown = classifier(names), images(name for name in CLASSES if name != "elk")
+    assert main([str(folder), str(shown), "--workers", "0"]) == 0
+    assert capsys.readouterr().out == by_hand(folder, shown, {name: names.index(name) for name in names})
+
+
+def test_other_folders_are_matched_by_order(classifier, images, capsys):
+    others = {name: f"n0{number}" for number, name in enumerate(NAMES)}
+    folder, shown = classifier(NAMES), images(others[name] for name in CLASSES)
+    assert main([str(folder), str(shown), "--workers", "0"]) == 0
+    assert capsys.readouterr().out == by_hand(folder, shown, {others[n]: i for i, n in enumerate(NAMES)})
+
+
+def test_model_of_fewer_than_five_classes(classifier, images, capsys):
+    assert main([str(classifier(NAMES[:2])), str(images(["ant", "bee", "bee"])), "--workers", "0"]) == 0
+    assert "top-5 100.000 %" in capsys.readouterr().out
+
+
+def test_half_precision_gives_nearly_the_same(classifier, images, capsys):
+    folder, shown = classifier(), images(CLASSES)
+    losses = []
+    for options in ([], ["--bf16"]):
+        assert main([str(folder), str(shown), "--workers", "0", *options]) == 0
+        losses.append(float(re.search(r"loss ([\d.]+)", capsys.readouterr().out)[1]))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def refused(capsys, folder, images, *options):
+    """The one line on standard error of what fails, apart from the progress."""
+    assert main([str(folder), str(images), *(options or ["--workers", "0"])]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("evaluate: ")]
+    return line
+
+
+def test_classes_that_cannot_be_matched_are_refused(classifier, images, capsys):
+    line = refused(capsys, classifier(), images(["ant", "bee", "cow"]))
+    assert "3 classes" in line and "the model 7" in line and "'ant'" in line
+
+
+def test_images_without_class_folders_are_refused(classifier, images, capsys):
+    assert "no folder for each class" in refused(capsys, classifier(), images(["ant"]) / "ant")
+
+
+def test_model_without_a_head_is_refused(fresh, images, tmp_path, capsys):
+    fresh().save_pretrained(tmp_path / "mae")
+    assert "MAEForPreTraining" in refused(capsys, tmp_path / "mae", images(["ant"]))
+    MAEConfig().save_pretrained(tmp_path / "config")
+    assert "no class" in refused(capsys, tmp_path / "config", images(["ant"]))
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_broken_image_is_named(classifier, images, capsys, workers):
+    folder, shown = classifier(), images(CLASSES)
+    (shown / "ant" / "07.png").write_text("text")
+    assert str(shown / "ant" / "07.png") in refused(capsys, folder, shown, "--workers", workers)
+
+
+def test_missing_folder_is_named(classifier, images, tmp_path, capsys):
+    assert str(tmp_path / "nothing") in refused(capsys, classifier(), tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in refused(capsys, tmp_path / "nothing", images(["ant"]))
+
+
+def test_command_prints_its_line_alone_on_standard_output(classifier, images):
+    folder, shown = classifier(), images(CLASSES)
+    command = [sys.executable, EXAMPLES / "evaluate.py", folder, shown, "--batch-size", "5", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == by_hand(folder, shown, {name: number for number, name in enumerate(NAMES)})
+    assert "5/5" in done.stderr and "Traceback" not in done.stderr

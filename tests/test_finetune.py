@@ -1,0 +1,339 @@
+"""examples/finetune.py: its settings, its optimizers, what it trains, and what it writes and refuses."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForImageClassification, pipeline
+
+from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining
+
+pytest.importorskip("datasets")  # comes with what `make test-all` installs
+import recipe
+from finetune import FineTuner, FineTuning, Mixing, finetune, make_optimizer
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.heavy
+CLASSES = ["ant", "bee", "cat"]
+PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--erasing", "0", "--rand_augment", "false"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a pretrained model, `train` of 18 images in three classes and `val` of 11."""
+    work, rng = tmp_path_factory.mktemp("finetune"), np.random.default_rng(0)
+    for part, count in (("train", 18), ("val", 11)):
+        for number in range(count):
+            path = work / part / CLASSES[number % 3] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
+    torch.manual_seed(0)
+    MAEForPreTraining(MAEConfig(**TINY)).save_pretrained(work / "mae")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", work / "cache")
+        yield work
+
+
+def run(work, name, *options):
+    """Fine-tune into a folder, which is returned."""
+    torch.set_num_threads(1)  # the same sums in every run
+    where = ["--model", work / "mae", "--images", work / "train", "--output_dir", work / name]
+    short = ["--num_train_epochs", "4", "--warmup_epochs", "1", "--per_device_train_batch_size", "4"]
+    quick = ["--logging_steps", "1", "--dataloader_num_workers", "0", "--use_cpu", "--disable_tqdm", "true"]
+    assert recipe.main(FineTuning, finetune, [*map(str, [*where, *short, *quick, *options])]) == 0
+    return work / name
+
+
+@pytest.fixture(scope="module")
+def tuned(work):
+    """Of a run with everything on, four steps in each of four epochs: drop path, mixing, erasing, layer decay."""
+    options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--layer_decay", "0.5", "--save_total_limit", "9"]
+    return run(work, "tuned", "--validation", work / "val", *options)
+
+
+@pytest.fixture(scope="module")
+def probe(work):
+    return run(work, "probe", "--linear_probe", "--learning_rate", "5", "--validation", work / "val")
+
+
+def history(folder, key="loss"):
+    """What was logged of each step, or of each evaluation."""
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[key] for entry in log if key in entry]
+
+
+# settings
+
+TABLE = {
+    ("base", False): (100, 5, 5e-4, 1e-6, 0.05, 0.65, 0.1, 0.8, 1.0, 0.25, 0.1, True),
+    ("large", False): (50, 5, 1e-3, 1e-6, 0.05, 0.75, 0.2, 0.8, 1.0, 0.25, 0.1, True),
+    ("huge", False): (50, 5, 1e-3, 1e-6, 0.05, 0.75, 0.3, 0.8, 1.0, 0.25, 0.1, True),
+    ("base", True): (90, 10, 0.1, 0, 0, 1, 0, 0, 0, 0, 0, False),
+    ("large", True): (50, 10, 0.1, 0, 0, 1, 0, 0, 0, 0, 0, False),
+    ("huge", True): (50, 10, 0.1, 0, 0, 1, 0, 0, 0, 0, 0, False),
+}
+FIELDS = ["num_train_epochs", "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay"]
+FIELDS += ["layer_decay", "drop_path", "mixup", "cutmix", "erasing", "smoothing", "rand_augment"]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Makes the settings for a model of a size."""
+
+    def make(size="base", **given):
+        MAEConfig.from_preset(size).save_pretrained(tmp_path / size)
+        return FineTuning(model=str(tmp_path / size), images="x", output_dir=str(tmp_path / "o"), use_cpu=True, **given)
+
+    return make
+
+
+@pytest.mark.parametrize(("size", "linear_probe"), TABLE)
+def test_settings_not_given_follow_the_size(settings, size, linear_probe):
+    found = settings(size, linear_probe=linear_probe)
+    assert tuple(getattr(found, name) for name in FIELDS) == TABLE[size, linear_probe]
+    assert found.lr_scheduler_kwargs == {"min_lr": found.min_learning_rate}
+    assert found.warmup_steps == found.warmup_epochs / found.num_train_epochs
+    assert found.max_grad_norm == 0 and found.adam_beta2 == 0.999
+
+
+@pytest.mark.parametrize("linear_probe", [False, True])
+def test_settings_given_win(settings, linear_probe):
+    given = dict(zip(FIELDS, (7, 2, 0.3, 1e-4, 0.01, 0.9, 0.05, 0.4, 0.3, 0.2, 0.15, not linear_probe), strict=True))
+    found = settings("large", linear_probe=linear_probe, **given)
+    assert {name: getattr(found, name) for name in FIELDS} == given
+
+
+def test_zero_and_false_are_given_too(settings):
+    given = {"weight_decay": 0.0, "mixup": 0.0, "drop_path": 0.0, "warmup_epochs": 0.0, "rand_augment": False}
+    found = settings("base", **given)
+    assert {name: getattr(found, name) for name in given} == given
+
+
+def test_learning_rate_is_the_base_rate_by_the_effective_batch(settings):
+    batch = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 3}
+    assert settings(**batch).effective_batch == 48
+    assert settings(**batch).learning_rate == pytest.approx(5e-4 * 48 / 256)
+    assert settings(**batch, linear_probe=True).learning_rate == pytest.approx(0.1 * 48 / 256)
+    assert settings(**batch, base_learning_rate=1.0).learning_rate == pytest.approx(48 / 256)
+    assert settings(**batch, learning_rate=0.01).learning_rate == 0.01
+
+
+# optimizers and schedule
+
+
+def test_linear_probe_takes_the_steps_of_the_official_lars(settings, tiny_config):
+    torch.manual_seed(0)
+    model = MAEForImageClassification(tiny_config(num_labels=3, linear_probe=True, pooling="cls"))
+    optimizer = make_optimizer(settings(linear_probe=True, learning_rate=50.0), model)
+    weights = [torch.nn.init.normal_(weight) for weight in model.head.parameters()]
+    expected = [weight.detach().clone() for weight in weights]
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    for _ in range(5):
+        for number, weight in enumerate(weights):
+            step = torch.randn_like(weight)
+            weight.grad = step.clone()  # the optimizer may write to it
+            if weight.ndim > 1:
+                step = step * 0.001 * expected[number].norm() / step.norm()
+            momenta[number] = 0.9 * momenta[number] + step
+            expected[number] = expected[number] - 50.0 * momenta[number]
+        optimizer.step()
+        assert_close([weight.detach() for weight in weights], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_probe_trains_the_last_layer_and_the_statistics_alone(work, probe):
+    before, after = load_file(work / "mae" / "model.safetensors"), load_file(probe / "model.safetensors")
+    kept = [name for name in after if not name.startswith("head.")]
+    assert kept and all(torch.equal(after[name], before[name]) for name in kept)
+    assert after["head.0.num_batches_tracked"] == 16
+    assert after["head.0.running_mean"].abs().max() > 0.01 and (after["head.0.running_var"] - 1).abs().max() > 0.01
+    steps = [load_file(folder / "model.safetensors") for folder in probe.glob("checkpoint-*")]
+    assert not torch.equal(steps[0]["head.1.weight"], steps[1]["head.1.weight"])
+    assert {name for name in after if name.startswith("head.1.")} == {"head.1.weight", "head.1.bias"}
+
+
+def test_learning_rate_rises_and_falls_by_half_a_cosine_to_the_least(tuned):
+    cosine = [1e-6 + (0.01 - 1e-6) * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
+    assert history(tuned, "learning_rate") == pytest.approx([0, 0.0025, 0.005, 0.0075, *cosine])
+    last = torch.load(tuned / "checkpoint-16" / "scheduler.pt", weights_only=True)["_last_lr"]
+    layers = [1e-6 * 0.5**depth for depth in range(4)]  # head, two blocks, patches
+    assert sorted(set(last), reverse=True) == pytest.approx(layers)
+    assert last[0] == pytest.approx(1e-6)
+
+
+def test_four_images_twice_are_eight_images(work):
+    # by plain gradient descent: AdamW's steps would be nearly the same for gradients that are twice as large
+    options = [*PLAIN, "--optim", "sgd", "--learning_rate", "0.5", "--warmup_epochs", "0"]
+    whole = run(work, "whole", *options, "--per_device_train_batch_size", "8")
+    parts = run(work, "parts", *options, "--gradient_accumulation_steps", "2")
+    assert len(history(whole)) == len(history(parts)) == 8
+    assert history(parts) == pytest.approx(history(whole), abs=1e-5)
+    found, expected = load_file(parts / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert_close(found, expected, rtol=0, atol=1e-5)
+    assert expected["head.weight"].abs().max() > 0.01
+
+
+# loss, batches and evaluation
+
+
+@pytest.fixture
+def trainer(settings, tiny_config):
+    torch.manual_seed(0)
+    model = MAEForImageClassification(tiny_config(num_labels=3))
+    torch.nn.init.normal_(model.head.weight)
+    return FineTuner(model, settings())
+
+
+def test_loss_is_cross_entropy_of_hard_and_of_soft_labels(trainer):
+    images, hard = torch.randn(4, 3, 32, 32), torch.tensor([0, 2, 1, 1])
+    soft = torch.rand(4, 3).softmax(1)
+    logs = trainer.model.eval()(images).logits.log_softmax(1)
+    for labels, expected in ((hard, -logs[range(4), hard].mean()), (soft, -(soft * logs).sum(1).mean())):
+        loss, outputs = trainer.compute_loss(trainer.model, {"pixel_values": images, "labels": labels}, True)
+        assert_close(loss, expected)
+        assert_close(outputs.logits.log_softmax(1), logs)
+
+
+def samples(epoch, indices=(3, 1, 2, 5)):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": i % 3, "index": i, "epoch": epoch}
+        for i in indices
+    ]
+
+
+def test_evaluation_samples_are_not_mixed(settings):
+    batch = Mixing(settings(), 3)(samples(None))
+    assert torch.equal(batch["pixel_values"], torch.stack([sample["pixel_values"] for sample in samples(None)]))
+    assert batch["labels"].tolist() == [0, 1, 2, 2]
+
+
+def test_training_samples_are_mixed_by_epoch_and_first_index(settings):
+    def targets(epoch, indices=(3, 1, 2, 5), **given):
+        return Mixing(settings(**given), 3)(samples(epoch, indices))["labels"]
+
+    assert targets(0).shape == (4, 3) and torch.equal(targets(0), targets(0))
+    assert_close(targets(0).sum(1), torch.ones(4))
+    several = [targets(0), targets(1), targets(0, (6, 1, 2, 5)), targets(0, seed=1)]  # 3 and 6 are of one class
+    assert all(not torch.equal(one, other) for n, one in enumerate(several) for other in several[:n])
+    mixed = Mixing(settings(), 3)(samples(0))["pixel_values"]
+    assert torch.equal(mixed, Mixing(settings(), 3)(samples(0, (3, 4, 5, 7)))["pixel_values"])
+
+
+def test_linear_probe_has_whole_labels(settings):
+    batch = Mixing(settings(linear_probe=True), 3)(samples(0))
+    assert batch["labels"].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert torch.equal(batch["pixel_values"], torch.stack([sample["pixel_values"] for sample in samples(0)]))
+
+
+def test_all_images_are_evaluated_though_training_drops_the_last_batch(work, monkeypatch):
+    counts = []
+    monkeypatch.setattr("finetune.accuracies", lambda found: counts.append(len(found.label_ids)) or {})
+    folder = run(work, "counted", "--validation", work / "val", "--per_device_eval_batch_size", "4")
+    assert counts == [11] * 4
+    assert len(history(folder)) == 4 * 4
+
+
+def test_images_are_told_of_each_epoch(work, monkeypatch):
+    epochs = []
+    monkeypatch.setattr("images.ImageFolder.set_epoch", lambda dataset, epoch: epochs.append(epoch))
+    run(work, "epochs", "--save_steps", "6", "--save_strategy", "steps", "--save_total_limit", "9")
+    assert [epoch for n, epoch in enumerate(epochs) if epochs[:n][-1:] != [epoch]] == [0, 1, 2, 3]
+    shutil.rmtree(work / "epochs" / "checkpoint-16")
+    shutil.rmtree(work / "epochs" / "checkpoint-12")
+    epochs.clear()
+    run(work, "epochs")
+    assert sorted(set(epochs)) == [1, 2, 3]  # from the middle of the second
+
+
+# what is written
+
+
+def test_interrupted_run_goes_on_as_if_it_had_not_been(work, tuned):
+    again = work / "again"
+    shutil.copytree(tuned, again)
+    for name in ("checkpoint-16", "checkpoint-12"):
+        shutil.rmtree(again / name)
+    for file in (*again.glob("*.safetensors"), again / "trainer_state.json"):
+        file.unlink()
+    options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--layer_decay", "0.5"]
+    run(work, "again", "--validation", work / "val", *options)
+    assert history(again) == pytest.approx(history(tuned), abs=1e-6) and len(history(again)) == 16
+    assert history(again, "eval_loss") == pytest.approx(history(tuned, "eval_loss"), abs=1e-6)
+    found, expected = (load_file(folder / "model.safetensors") for folder in (again, tuned))
+    assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_run_interrupted_in_an_epoch_goes_on_as_if_it_had_not_been(work):
+    options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--save_strategy", "steps", "--save_steps", "3"]
+    whole, again = run(work, "steps", *options, "--save_total_limit", "9"), work / "steps again"
+    again.mkdir()
+    shutil.copytree(whole / "checkpoint-6", again / "checkpoint-6")
+    run(work, "steps again", *options)
+    assert history(again) == pytest.approx(history(whole), abs=1e-6) and len(history(again)) == 16
+    found, expected = (load_file(folder / "model.safetensors") for folder in (again, whole))
+    assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_saved_folder_is_a_classifier_with_the_names_of_the_classes(tuned, probe, work):
+    for folder in (tuned, probe):
+        for model_class in (MAEForImageClassification, AutoModelForImageClassification):
+            model = model_class.from_pretrained(folder)
+            assert isinstance(model, MAEForImageClassification)
+            assert model.config.id2label == dict(enumerate(CLASSES))
+            assert model.config.label2id == {name: number for number, name in enumerate(CLASSES)}
+        (image, *_) = sorted((work / "val" / "ant").iterdir())
+        found = pipeline("image-classification", str(folder), device="cpu")(str(image))
+        assert sorted(entry["label"] for entry in found) == CLASSES
+    assert probe.joinpath("preprocessor_config.json").exists()
+
+
+# what is refused
+
+
+def refused(capsys, *options):
+    """The one line on standard error of a run that fails."""
+    given = [*options, "--use_cpu", "--dataloader_num_workers", "0"]
+    assert recipe.main(FineTuning, finetune, [*map(str, given)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.partition(": ")[2]
+
+
+def test_what_is_missing_is_one_line(work, capsys):
+    there = ["--output_dir", work / "no", "--images", work / "train"]
+    assert refused(capsys, *there).startswith("--model is missing")
+    assert str(work / "nothing") in refused(capsys, *there, "--model", work / "nothing")
+    model = ["--model", work / "mae"]
+    assert refused(capsys, *model, *there[:2]).startswith("--images is missing")
+    assert refused(capsys, *model, *there[:2], "--images", work / "nothing") == f"there is no folder {work / 'nothing'}"
+    assert not (work / "no").exists()
+
+
+def test_classes_that_do_not_fit_are_one_line(work, capsys):
+    where = ["--model", work / "mae", "--output_dir", work / "no", "--images"]
+    line = refused(capsys, *where, work / "train" / "ant")
+    assert line == f"{work / 'train' / 'ant'} has no folder for each class"
+    shutil.copytree(work / "val", work / "other")
+    (work / "other" / "bee").rename(work / "other" / "bug")
+    line = refused(capsys, *where, work / "train", "--validation", work / "other")
+    assert line == f"{work / 'other'} has other classes than {work / 'train'}"
+
+
+def test_too_few_images_for_a_batch_are_one_line(work, capsys):
+    line = refused(
+        capsys,
+        "--model",
+        work / "mae",
+        "--output_dir",
+        work / "no",
+        "--images",
+        work / "train",
+        "--per_device_train_batch_size",
+        19,
+    )
+    assert line.startswith("18 images are fewer than the 19")

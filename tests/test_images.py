@@ -1,0 +1,256 @@
+"""examples/images.py: which images a folder gives, in which order and with which randomness, and their transform."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mae_hf import MAEConfig
+from mae_hf.image_processor import image_processor
+
+pytest.importorskip("datasets")  # comes with what `make test-all` installs
+from images import ImageFolder, evaluation_transform, read_image
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where `datasets` keeps its lists of files."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Makes a folder of small images of one colour each; by default twelve without classes."""
+
+    def make(*names, root="images"):
+        for number, name in enumerate(names or [f"{number:02}.png" for number in range(12)]):
+            path = tmp_path / root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (3, 2), (number, 100, 200)).save(path)
+        return str(tmp_path / root)
+
+    return make
+
+
+def draw(image, rng):
+    """A transform: the first value of the image's colour, and a random number."""
+    return torch.tensor([image.getpixel((0, 0))[0], rng.random()], dtype=torch.float64)
+
+
+def visit(dataset, epochs=(0, 1), **options):
+    """What a loader gives in each epoch: index, epoch, pixels."""
+    loader, seen = DataLoader(dataset, 5, collate_fn=list, **options), []
+    for epoch in epochs:
+        dataset.set_epoch(epoch)
+        samples = [sample for batch in loader for sample in batch]
+        seen.append([(int(s["index"]), s["epoch"], *s["pixel_values"].tolist()) for s in samples])
+    return seen
+
+
+# order and randomness
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(1, True), (2, False), (2, True)])
+def test_samples_are_the_same_for_any_number_of_workers(folder, workers, persistent):
+    alone = visit(ImageFolder(folder(), draw, seed=3, train=True))
+    dataset = ImageFolder(folder(), draw, seed=3, train=True)
+    assert visit(dataset, num_workers=workers, persistent_workers=persistent) == alone
+
+
+def test_sample_depends_on_seed_epoch_and_index_alone(folder):
+    first, second = visit(ImageFolder(folder(), draw, seed=1, train=True), epochs=(0, 7))
+    dataset = ImageFolder(folder(), draw, seed=1, train=True)
+    dataset.set_epoch(7)
+    position = 5
+    assert (int(dataset[position]["index"]), 7, *dataset[position]["pixel_values"].tolist()) == second[position]
+    assert visit(dataset, epochs=(7, 0, 7)) == [second, first, second]
+    (other,) = visit(ImageFolder(folder(), draw, seed=2, train=True), epochs=(0,))
+    numbers = [{random for *_, random in seen} for seen in (first, second, other)]
+    assert len(set.union(*numbers)) == 36
+
+
+def test_order_is_a_permutation_that_differs_between_epochs_and_seeds(folder):
+    seen = visit(ImageFolder(folder(), draw, seed=1, train=True), epochs=range(4))
+    seen += visit(ImageFolder(folder(), draw, seed=2, train=True), epochs=range(4))
+    orders = [tuple(index for index, *_ in epoch) for epoch in seen]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len(set(orders)) == 8
+    assert all(colour == index for epoch in seen for index, _, colour, _ in epoch)
+
+
+def test_without_training_order_and_samples_are_the_same_in_every_epoch(folder):
+    first, second = visit(ImageFolder(folder(), draw, seed=1))
+    assert first == second
+    assert [(index, epoch) for index, epoch, *_ in first] == [(index, None) for index in range(12)]
+
+
+# what a folder gives
+
+
+def test_class_folders_give_labels_in_alphabetical_order(folder):
+    dataset = ImageFolder(folder("dog/0.png", "ant/1.png", "cat/2.png", "ant/3.png", "dog/4.png"), draw)
+    assert dataset.classes == ["ant", "cat", "dog"]
+    found = {
+        int(sample["pixel_values"][0]): dataset.classes[sample["labels"]]
+        for sample in map(dataset.__getitem__, range(5))
+    }
+    assert found == {0: "dog", 1: "ant", 2: "cat", 3: "ant", 4: "dog"}
+
+
+def test_flat_folder_gives_no_labels(folder):
+    dataset = ImageFolder(folder(), draw)
+    assert dataset.classes == []
+    assert dataset[0].keys() == {"pixel_values", "index", "epoch"}
+
+
+@pytest.mark.parametrize("root", ["test", "val-1", "im[1 x", "a*b", "train"])
+def test_no_name_of_a_folder_loses_an_image(folder, root):
+    names = ["test/0.png", "val-1/1.png", "im[1 x/2.png", "train/3.png", "dev-test/4.png", "plain/test.png"]
+    dataset = ImageFolder(folder(*names, root=root), draw)
+    assert len(dataset) == 6
+    assert dataset.classes == sorted(["test", "val-1", "im[1 x", "train", "dev-test", "plain"])
+
+
+def test_place_after_the_last_image_is_an_error(folder):
+    for train in (True, False):
+        dataset = ImageFolder(folder(), draw, train=train)
+        with pytest.raises(IndexError):
+            dataset[len(dataset)]
+
+
+def test_broken_image_is_skipped_by_name_in_training(folder, caplog):
+    root = folder("a/0.png", "a/1.png", "b/2.png", "b/3.png")
+    with open(f"{root}/a/1.png", "r+b") as file:
+        file.truncate(50)
+    (seen,) = visit(ImageFolder(root, draw, train=True), epochs=(0,))
+    assert sorted((index, colour) for index, _, colour, _ in seen) == [(0, 0), (2, 2), (2, 2), (3, 3)]
+    assert "a/1.png" in caplog.text and "skipped" in caplog.text
+    dataset = ImageFolder(root, draw, train=True)
+    labels = {int(sample["index"]): sample["labels"] for sample in map(dataset.__getitem__, range(4))}
+    assert labels == {0: 0, 2: 1, 3: 1}
+
+
+def test_last_image_that_is_broken_is_replaced_by_the_first(folder):
+    root = folder("a/0.png", "b/1.png")
+    with open(f"{root}/b/1.png", "wb"):
+        pass
+    dataset = ImageFolder(root, draw, train=True)
+    assert [(int(dataset[place]["index"]), dataset[place]["labels"]) for place in (0, 1)] == [(0, 0), (0, 0)]
+
+
+def test_broken_image_is_an_error_in_evaluation(folder):
+    root = folder()
+    with open(f"{root}/03.png", "r+b") as file:
+        file.truncate(50)
+    dataset = ImageFolder(root, draw)
+    assert len(dataset) == 12
+    with pytest.raises(ValueError, match=r"03\.png"):
+        dataset[3]
+
+
+def test_text_files_are_skipped_with_a_line(folder, caplog):
+    root = folder("a/0.png", "b/1.png")
+    for name in ("README.md", "a/list.txt"):
+        with open(f"{root}/{name}", "w") as file:
+            file.write("text")
+    dataset = ImageFolder(root, draw)
+    assert len(dataset) == 2 and dataset.classes == ["a", "b"]
+    (line,) = [record.message for record in caplog.records if record.name == "images"]
+    assert line.startswith("skipped 2 files in") and ("README.md" in line or "list.txt" in line)
+
+
+def test_folder_without_an_image_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("text")
+    for name in ("empty", "missing", "text"):
+        with pytest.raises(ValueError, match=str(tmp_path / name)):
+            ImageFolder(str(tmp_path / name), draw)
+
+
+def test_training_on_broken_images_alone_is_an_error(folder, caplog):
+    root = folder("0.png", "1.png")
+    for name in ("0.png", "1.png"):
+        with open(f"{root}/{name}", "w") as file:
+            file.write("text")
+    with pytest.raises(ValueError, match=f"none of the images in {root} can be read"):
+        ImageFolder(root, draw, train=True)[0]
+    assert f"{root}/0.png" in caplog.text and f"{root}/1.png" in caplog.text
+
+
+# how an image is read
+
+
+def test_image_of_16_bits_is_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png has more than 8 bits"):
+        read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("CMYK", "jpg"), ("RGBA", "png")]
+)
+def test_image_of_any_mode_is_read_as_rgb(tmp_path, mode, suffix):
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+    Image.fromarray(values if mode == "RGBA" else values[..., :3]).convert(mode).save(
+        path := tmp_path / f"image.{suffix}"
+    )
+    with Image.open(path) as opened:
+        assert opened.mode in (mode, "RGB")
+        expected = opened.convert("RGB")
+    found = read_image(path)
+    assert found.mode == "RGB" and found.tobytes() == expected.tobytes()
+
+
+def test_image_is_not_turned_by_its_exif_data(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (8, 4)
+
+
+# evaluation
+
+
+def photo(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def official(image, size):
+    """Resize, CenterCrop, ToTensor and Normalize of torchvision."""
+    width, height = image.size
+    short = 256 if size == 224 else size
+    new = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    resized = np.asarray(image.resize(new, Image.Resampling.BICUBIC), np.float64)
+    top, left = round((new[1] - size) / 2.0), round((new[0] - size) / 2.0)
+    pixels = resized[top : top + size, left : left + size] / 255
+    return torch.tensor(((pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1))
+
+
+def margins(image, size, short):
+    """Rows or columns that are left over in the longer direction."""
+    return int(short * max(image.size) / min(image.size)) - size
+
+
+# width, height; what is left over of the longer side at 224 pixels is 0 to 3 modulo 4
+SHAPES = [(300, 300), (256, 257), (257, 256), (256, 258), (256, 259), (259, 256), (300, 401), (90, 55)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [224, 448])
+def test_evaluation_transform_is_the_official_one(shape, size):
+    image = photo(*shape)
+    found = evaluation_transform(image, None, (size, size))
+    assert found.shape == (3, size, size) and found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), official(image, size), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (256, 320), (320, 256), (128, 191)])
+def test_image_processor_gives_the_same_where_the_margin_is_even(shape):
+    image = photo(*shape)
+    assert margins(image, 224, 256) % 2 == 0
+    processed = image_processor(MAEConfig())(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(evaluation_transform(image, None, (224, 224)), processed, rtol=0, atol=1e-5)

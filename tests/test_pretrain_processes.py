@@ -1,0 +1,122 @@
+"""examples/pretrain.py by one process, by two and after a kill: the same losses, the same weights."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.pretraining import (
+    ACCELERATE,
+    PYTHON,
+    SETTINGS,
+    TORCHRUN,
+    apart,
+    logged,
+    run,
+    start,
+    weights,
+    without_key_biases,
+    write_images,
+)
+
+psutil = pytest.importorskip("psutil")  # comes with accelerate
+
+pytestmark = pytest.mark.heavy  # accelerate and datasets come with what `make test-all` installs
+
+TWO = ["--per_device_train_batch_size", "4"]
+FSDP2 = ["--fsdp", "--fsdp_config", '{"version": 2, "state_dict_type": "FULL_STATE_DICT"}']
+WAYS = {  # launcher, settings: always 8 images a step, and 5 steps an epoch
+    "one process": (PYTHON, ["--per_device_train_batch_size", "8"]),
+    "accumulation": (PYTHON, [*TWO, "--gradient_accumulation_steps", "2"]),
+    "torchrun": (TORCHRUN, TWO),
+    "accelerate": (ACCELERATE, TWO),
+    "FSDP2": ([*TORCHRUN, "tests/fsdp_on_cpu.py"], [*TWO, *FSDP2]),
+}
+FILES = {"one process": "optimizer.pt", "torchrun": "rng_state_1.pth", "FSDP2": "pytorch_model_fsdp.bin"}
+FILES["accelerate"] = FILES["torchrun"]
+
+
+@pytest.fixture(scope="module")
+def start_of(tmp_path_factory):
+    """Makes what starts a run by a way: arguments of `start`."""
+    home = tmp_path_factory.mktemp("home")
+    images = write_images(home / "images", 42)
+
+    def make(way, output):
+        launcher, settings = WAYS[way]
+        options = ["--num_train_epochs", "8", "--save_strategy", "steps", "--save_steps", "7", *settings]
+        return (home, *SETTINGS, "--images", images, "--output_dir", output, *options), {"launcher": launcher}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(start_of, tmp_path_factory):
+    """Output of a run by a way that nothing interrupted, made once."""
+    made = {}
+
+    def make(way):
+        if way not in made:
+            made[way] = tmp_path_factory.mktemp("finished")
+            arguments, how = start_of(way, made[way])
+            run(*arguments, **how)
+        return made[way]
+
+    return make
+
+
+def test_weights_move(finished, fresh):
+    assert apart(weights(finished("one process")), without_key_biases(fresh().state_dict())) > 1e-2
+
+
+@pytest.mark.parametrize("way", ["accumulation", "torchrun", "accelerate", "FSDP2"])
+def test_same_images_a_step_give_the_same_losses_and_weights(finished, way):
+    output, expected = finished(way), finished("one process")
+    assert len(logged(output)) == 40
+    assert apart(logged(output), logged(expected)) < 1e-5
+    assert apart(weights(output), weights(expected)) < 1e-4
+
+
+@pytest.mark.parametrize("way", FILES)
+def test_run_is_of_the_kind_that_was_asked_for(finished, way):
+    found = os.listdir(finished(way) / "checkpoint-35")
+    assert FILES[way] in found
+    assert (FILES["torchrun"] in found) == (way != "one process")
+    assert (FILES["FSDP2"] in found) == (way == "FSDP2")
+
+
+def kill_after(checkpoint, process):
+    """Kill all processes of a run as soon as a checkpoint is whole."""
+    while not (checkpoint / "trainer_state.json").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    launcher = psutil.Process(process.pid)
+    for started in [launcher, *launcher.children(recursive=True)]:  # torchrun gives each a group of its own
+        started.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL  # it was at work
+
+
+@pytest.mark.parametrize("way", ["one process", "torchrun", "FSDP2"])
+def test_killed_run_resumes_as_if_nothing_had_been(finished, start_of, tmp_path, way):
+    arguments, how = start_of(way, tmp_path)
+    kill_after(tmp_path / "checkpoint-14", start(*arguments, **how))
+    last = max(int(path.parent.name.split("-")[1]) for path in tmp_path.glob("*/trainer_state.json"))
+    assert last % 5 and last < 35  # within an epoch
+    torn = tmp_path / f"checkpoint-{last + 7}"
+    shutil.copytree(tmp_path / f"checkpoint-{last}", torn, dirs_exist_ok=True)
+    (torn / "trainer_state.json").unlink()  # as if killed while it was written
+    done = run(*arguments, **how)
+    assert f"resumed from {tmp_path}/checkpoint-{last};" in done.stderr
+    assert apart(logged(tmp_path), logged(finished(way))) < 1e-6
+    assert apart(weights(tmp_path), weights(finished(way))) < 1e-6
+
+
+def test_finished_run_stays_as_it_is(finished, start_of, tmp_path):
+    output = shutil.copytree(finished("one process"), tmp_path / "output")
+    arguments, how = start_of("one process", output)
+    assert "resumed from" in run(*arguments, **how).stderr
+    assert logged(output) == logged(finished("one process"))
+    assert apart(weights(output), weights(finished("one process"))) == 0

@@ -1,0 +1,31 @@
+"""The small runs of examples/README.md: what they reach, and what they draw."""
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.heavy  # minutes; accelerate, datasets, matplotlib, scikit-learn and scikit-image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+
+
+def test_pretrained_digits_are_classified_better_than_by_a_linear_model_on_pixels(tmp_path):
+    from small_runs import digits
+
+    found = digits(tmp_path / "runs", tmp_path)
+    linear = found["top-1 on digits, logistic regression on pixels"]
+    assert 94 < linear < 97
+    assert found["top-1 on digits, fine-tuned"] > linear + 2
+    assert found["top-1 on digits, linear probe"] > 80  # chance is 10
+    assert Image.open(tmp_path / "digits.png").width > 500
+
+
+def test_pretraining_on_photographs_lowers_the_loss_of_another_one_too(tmp_path):
+    from small_runs import photographs
+
+    first, last, held_out_first, held_out_last = photographs(tmp_path / "runs", tmp_path, epochs=60).values()
+    assert last < 0.8 * first and held_out_last < 0.8 * held_out_first
+    rows = Image.open(tmp_path / "reconstruction.png")
+    assert rows.height > rows.width / 2 and Image.open(tmp_path / "photographs.png").width > 500
