@@ -28,8 +28,8 @@ def random_resized_crop(
 
     Args:
         size: (height, width) of the result.
-        scale: area of the crop as a share of the image.
-        ratio: width / height of the crop.
+        scale: Area of the crop as a share of the image.
+        ratio: Width / height of the crop.
     """
     height, width = size
     return image.crop(crop_box(*image.size, rng, scale, ratio)).resize((width, height), BICUBIC)
@@ -114,7 +114,7 @@ def rand_augment(
 
     Args:
         magnitude: 0 to 10, the mean of a normal distribution of standard deviation `deviation`.
-        fill: colour of what comes in from outside of the image, the mean of ImageNet.
+        fill: Colour of what comes in from outside of the image, the mean of ImageNet.
     """
     for name in rng.choices(tuple(OPERATIONS), k=layers):
         if rng.random() < 0.5:
@@ -133,8 +133,8 @@ def random_erasing(
     """timm's RandomErasing in mode "pixel": a rectangle of a normalised (C, H, W) replaced by normal noise, in a copy.
 
     Args:
-        area: share of the image.
-        aspect: least width / height of the rectangle; the largest is 1 / aspect.
+        area: Share of the image.
+        aspect: Least width / height of the rectangle; the largest is 1 / aspect.
     """
     if rng.random() >= probability:
         return pixels
@@ -164,10 +164,10 @@ def mix(
     Args:
         pixel_values: (B, C, H, W), any B.
         labels: (B,) integers below `num_labels`.
-        mixup: alpha of the Beta distribution of the share, 0 for no mixup.
-        cutmix: likewise of cutmix; 0 for both leaves the images as they are.
-        switch: probability of cutmix if neither is off.
-        smoothing: what the labels give away to all the classes.
+        mixup: Alpha of the Beta distribution of the share, 0 for no mixup.
+        cutmix: Likewise of cutmix; 0 for both leaves the images as they are.
+        switch: Probability of cutmix if neither is off.
+        smoothing: What the labels give away to all the classes.
 
     Returns:
         The mixed images and their targets, float32 (B, num_labels) of sum 1.

@@ -7,6 +7,7 @@ are not, but are as many, by alphabetical order: the folders of ImageNet, in the
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from images import ImageFolder, evaluation_transform, log_to_terminal, one_line
+from images import ImageFolder, evaluation_transform
 from mae_hf import MAEConfig, MAEForImageClassification
 from mae_hf.patch_embed import to_pair
+from terminal import log_to_terminal, one_line
+
+logger = logging.getLogger("examples.evaluate")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,17 +80,22 @@ def match(names: Sequence[str], config: MAEConfig) -> torch.Tensor:
     """The model's class of each class of the images."""
     if not names:
         raise ValueError("the images have no folder for each class")
-    if set(names) <= config.label2id.keys():
+    unknown = [name for name in names if name not in config.label2id]
+    if not unknown:
         return torch.tensor([config.label2id[name] for name in names])
-    if len(names) != config.num_labels:
+    if len(unknown) < len(names) or len(names) != config.num_labels:
         raise ValueError(
-            f"the images have {len(names)} classes, the model {config.num_labels}, and the names of the folders, "
-            f"{names[0]!r} for one, are not those of its labels"
+            f"the images have {len(names)} classes, the model {config.num_labels}, and {len(unknown)} of the folders, "
+            f"{unknown[0]!r} for one, have no name of its labels"
         )
+    logger.info(
+        "no folder has the name of a label: they are taken in order, %s as %s ...", names[0], config.id2label[0]
+    )
     return torch.arange(len(names))
 
 
 def collate(samples: Sequence[dict]) -> list[torch.Tensor]:
+    """Images `(B, 3, H, W)` and labels `(B,)`."""
     return default_collate([(sample["pixel_values"], sample["labels"]) for sample in samples])
 
 

@@ -105,11 +105,18 @@ class Mixing:
 
 
 class FineTuner(RecipeTrainer):
-    """`Trainer` with cross entropy for soft labels, which the model itself would take for several labels an image."""
+    """`Trainer` with the optimizer of the recipe, and cross entropy for soft labels.
+
+    The model itself would take soft labels for several labels an image.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch; Trainer divides it by accumulation
+
+    def create_optimizer(self, model=None):
+        self.optimizer = self.optimizer or make_optimizer(self.args, model or self.model)
+        return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(inputs["pixel_values"])
@@ -126,6 +133,7 @@ def fine_tuning_transform(image: Image.Image, rng: Random, size: tuple[int, int]
 
 
 def make_model(recipe: FineTuning, classes: Sequence[str]) -> MAEForImageClassification:
+    """A classifier with the pretrained encoder and a new head."""
     set_seed(recipe.seed)
     return MAEForImageClassification.from_pretrained(
         recipe.model,
@@ -134,6 +142,7 @@ def make_model(recipe: FineTuning, classes: Sequence[str]) -> MAEForImageClassif
         drop_path_rate=recipe.drop_path,
         pooling="cls" if recipe.linear_probe else "mean",
         linear_probe=recipe.linear_probe,
+        ignore_mismatched_sizes=True,  # the head of a classifier of other classes gives way to a new one
     )
 
 
@@ -156,13 +165,14 @@ def accuracies(predictions: EvalPrediction) -> dict[str, float]:
 
 
 def finetune(recipe: FineTuning) -> None:
+    """Train a classifier on the images of the recipe, and evaluate it on those of its validation."""
     size = to_pair(MAEConfig.from_pretrained(recipe.model).image_size)
     transform = partial(fine_tuning_transform, size=size, recipe=recipe)
     images = ImageFolder(recipe.images, transform, recipe.seed, train=True)
     transform = partial(evaluation_transform, size=size)
     validation = ImageFolder(recipe.validation, transform) if recipe.validation else None
     if not images.classes:
-        raise ValueError(f"{recipe.images} has no folder for each class")
+        raise ValueError(f"{recipe.images} needs a folder for each class, and no image beside them")
     if validation and validation.classes != images.classes:
         raise ValueError(f"{recipe.validation} has other classes than {recipe.images}")
     model = make_model(recipe, images.classes)
@@ -173,7 +183,6 @@ def finetune(recipe: FineTuning) -> None:
         images,
         validation,
         processing_class=image_processor(model.config),
-        optimizers=(make_optimizer(recipe, model), None),
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=lambda logits, labels: logits.topk(min(5, logits.shape[1])).indices,
     )

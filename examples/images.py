@@ -1,6 +1,5 @@
 """A folder of images as a dataset whose randomness belongs to the sample, and the official evaluation transform."""
 
-import glob
 import logging
 import os
 from collections.abc import Callable
@@ -9,11 +8,9 @@ from random import Random
 
 import numpy as np
 import torch
-from datasets import Image as ImageFeature
-from datasets import disable_progress_bars, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from augmentation import random_resized_crop
@@ -21,26 +18,27 @@ from mae_hf.training import seeded
 
 logger = logging.getLogger("examples.images")
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+REPLACEMENTS = 100  # broken images in a row, after which training stops
 Transform = Callable[[Image.Image, Random], Tensor]
 
 
-class ImageFolder(Dataset):
+class ImageFolder(torch.utils.data.Dataset):
     """The images of a folder, with the names of its class folders as labels if it has such.
 
     What is random about a sample, its place in the order and its transform, comes from the seed, the epoch and its
     index alone: it is the same for any number of processes and workers, and after resuming. So give it to `Trainer`
     with `train_sampling_strategy="sequential"`, and call `set_epoch` when an epoch begins, which reaches persistent
-    workers too. (When several processes resume, accelerate shuffles as in the first epoch.)
+    workers too. The order is made here as that of accelerate starts over when several processes resume.
 
     Args:
-        folder: Images in any depth, in any format that Pillow reads. Files that are no images are skipped.
+        folder: Images in any depth, in any format that Pillow reads. Files with other endings are skipped.
         transform: From an image and a source of randomness to `(3, H, W)`; workers may have to pickle it.
         seed: Of order and transforms.
         train: Shuffle, and put the next image in the place of one that cannot be read; else both would be errors.
     """
 
     def __init__(self, folder: str, transform: Transform, seed: int = 0, train: bool = False) -> None:
-        self.folder, self.files = folder, load_folder(folder)
+        self.folder, self.files = folder, list_images(folder)
         self.classes = self.files.features["label"].names if "label" in self.files.features else []
         self.transform, self.seed, self.train = transform, seed, train
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -70,33 +68,42 @@ class ImageFolder(Dataset):
         return self._order[1]
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
-        for step in range(len(self)):
+        tries = min(len(self), REPLACEMENTS)
+        for step in range(tries):
             found = (int(index) + step) % len(self)
             try:
-                return read_image(self.files[found]["image"]["path"]), found
+                return read_image(self.files[found]["path"]), found
             except ValueError as error:
                 if not self.train:
                     raise
                 logger.warning("skipped, the next image takes its place: %s", error)
-        raise ValueError(f"none of the images in {self.folder} can be read")
+        raise ValueError(f"{tries} images in a row in {self.folder} cannot be read")
 
 
-def load_folder(folder: str):
-    """The images of a folder, not yet opened, by the `datasets` library."""
+def list_images(folder: str) -> Dataset:
+    """The paths of the images in a folder and their classes, in alphabetical order, in the memory that workers share.
+
+    The class is the folder within `folder` in which an image lies, at any depth. Links are followed.
+    """
     if not os.path.isdir(folder):
         raise ValueError(f"there is no folder {folder}")
-    disable_progress_bars()
-    try:
-        # as one split: the names of folders say nothing of splits, where "test-tube" would
-        files = load_dataset("imagefolder", data_dir=glob.escape(folder), data_files={"train": "**"}, split="train")
-    except ValueError as error:
-        raise ValueError(f"there is no image in {folder}") from error
-    files = files.cast_column("image", ImageFeature(decode=False))
-    formats = {os.path.splitext(image["path"])[1] for image in files["image"]}
-    others = [name for _, _, names in os.walk(folder) for name in names if os.path.splitext(name)[1] not in formats]
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    paths, others = [], []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            wanted = os.path.splitext(name)[1].lower() in readable
+            (paths if wanted else others).append(os.path.join(place, name))
     if others:
         logger.info("skipped %d files in %s that are no images, %s for one", len(others), folder, others[0])
-    return files
+    if not paths:
+        raise ValueError(f"there is no image in {folder}")
+    parts = [Path(path).relative_to(folder).parts for path in paths]
+    names = [part[0] if len(part) > 1 else None for part in parts]
+    classes = [] if None in names else sorted(set(names))
+    labels = {"label": names} if classes else {}
+    features = Features({"path": Value("string")} | ({"label": ClassLabel(names=classes)} if classes else {}))
+    return Dataset.from_dict({"path": paths} | labels, features)
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -109,6 +116,8 @@ def read_image(path: str | Path) -> Image.Image:
         with Image.open(path) as opened:
             mode, image = opened.mode, opened.convert("RGB")
     except Exception as error:  # Pillow raises what its formats do: OSError, SyntaxError, NotImplementedError, ...
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+            raise  # no fault of the image
         raise ValueError(f"{path} is no image that can be read: {error}") from error
     if mode.startswith(("I", "F")):
         raise ValueError(f"{path} has more than 8 bits a channel: convert it to 8 first")
@@ -141,15 +150,3 @@ def evaluation_transform(image: Image.Image, rng: Random, size: tuple[int, int])
     image = image.resize((short, long) if image.width <= image.height else (long, short), Image.Resampling.BICUBIC)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return to_tensor(image.crop((left, top, left + width, top + height)))
-
-
-def log_to_terminal() -> None:
-    """Say what happens; of several processes, the first says what is the same in all of them."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("examples").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says: of one in a worker of the loader, the last line of the traceback."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].partition("Error: ")[2] or lines[-1] if "Traceback" in str(error) else lines[0]

@@ -23,18 +23,20 @@ from mae_hf import MAEConfig, MAEForPreTraining, reconstruct
 from mae_hf.configuration_mae import PRESETS
 from mae_hf.image_processor import image_processor
 from mae_hf.patch_embed import to_pair
-from mae_hf.reconstruction import draw_panels
+from mae_hf.reconstruction import draw_panels, open_image
 from mae_hf.training import MaskingCollator
 from recipe import Recipe, RecipeTrainer, main, train
 
 
 @dataclass
 class PreTraining(Recipe):
-    """Pretrain a masked autoencoder. The defaults are the recipe of PRETRAIN.md in facebookresearch/mae."""
+    """Pretrain a masked autoencoder. The defaults are the official recipe but for --norm_pix_loss and the batch."""
 
     model: str = field(default="base", metadata={"help": "base, large or huge: fresh; or a folder or Hub id."})
     config: str = field(default="{}", metadata={"help": "Fields of a fresh model's MAEConfig, as JSON."})
-    norm_pix_loss: bool = field(default=False, metadata={"help": "Predict normalised pixels: better features."})
+    norm_pix_loss: bool | None = field(
+        default=None, metadata={"help": "Predict normalised pixels.", "nargs": "?", "const": True}
+    )
     pictures: list[str] = field(default_factory=list, metadata={"help": "Images to show reconstructions of."})
     picture_steps: int = field(default=1000, metadata={"help": "Steps between two pictures, in OUT/pictures."})
     num_train_epochs: float = field(default=800, metadata={"help": "The released weights: 1600."})
@@ -42,15 +44,17 @@ class PreTraining(Recipe):
     base_learning_rate: float = field(default=1.5e-4, metadata={"help": "Learning rate for an effective batch of 256."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of all but biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
-    prediction_loss_only: bool = field(default=True, metadata={"help": "Leave as it is."})
-    label_names: list[str] = field(default_factory=lambda: ["pixel_values"], metadata={"help": "Leave as it is."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.label_names, self.prediction_loss_only = ["pixel_values"], True  # or evaluation would look for labels
 
 
 class Pictures(TrainerCallback):
     """Write what the model makes of some images, the same patches hidden each time."""
 
     def __init__(self, images: list[str], every: int) -> None:
-        self.images, self.every = images, every
+        self.images, self.every = [open_image(image) for image in images], every
 
     def on_step_end(self, args, state, control, model, **kwargs):
         if state.global_step % self.every and state.global_step != state.max_steps:
@@ -69,14 +73,23 @@ def pretraining_transform(image: Image.Image, rng: Random, size: tuple[int, int]
 
 
 def make_model(recipe: PreTraining) -> MAEForPreTraining:
+    """A fresh model, or that of a folder."""
+    try:
+        fields = json.loads(recipe.config)
+    except ValueError as error:
+        raise ValueError(f"--config must be JSON, such as '{{\"image_size\": 64}}', got {recipe.config!r}") from error
+    if fields and recipe.model not in PRESETS:
+        raise ValueError(f"--config is for fresh models, and --model {recipe.model} has a configuration")
+    if recipe.norm_pix_loss is not None:
+        fields["norm_pix_loss"] = recipe.norm_pix_loss
     set_seed(recipe.seed)
     if recipe.model in PRESETS:
-        fields = json.loads(recipe.config) | {"norm_pix_loss": recipe.norm_pix_loss}
         return MAEForPreTraining(MAEConfig.from_preset(recipe.model, **fields))
-    return MAEForPreTraining.from_pretrained(recipe.model, norm_pix_loss=recipe.norm_pix_loss)
+    return MAEForPreTraining.from_pretrained(recipe.model, **fields)
 
 
 def pretrain(recipe: PreTraining) -> None:
+    """Train a masked autoencoder on the images of the recipe."""
     model = make_model(recipe)
     size = to_pair(model.config.image_size)
     trainer = RecipeTrainer(

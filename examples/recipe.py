@@ -1,22 +1,27 @@
 """What pretraining and fine-tuning share: official settings as `TrainingArguments`, resuming, and clear failures."""
 
+import contextlib
 import logging
 import math
 import os
-import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from images import ImageFolder, log_to_terminal, one_line
+from images import ImageFolder
+from terminal import log_to_terminal, one_line
 
 logger = logging.getLogger("examples.recipe")
+STATE = "trainer_state.json"
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Recipe(TrainingArguments):
     flip: float = field(default=0.5, metadata={"help": "Probability of mirroring an image."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Half a cosine after the warm-up."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order, crops and masks."})
+    seed: int = field(default=0, metadata={"help": "Of everything that is random."})
     dataloader_num_workers: int = field(default=min(10, os.cpu_count() or 1), metadata={"help": "Per process."})
     dataloader_pin_memory: bool = field(default=torch.accelerator.is_available(), metadata={"help": "For devices."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out the last, smaller batch."})
@@ -45,10 +50,7 @@ class Recipe(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of log."})
-    # what images.py (its samples say their index, it shuffles by itself) and StopAtNaN rely on
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
-    train_sampling_strategy: str = field(default="sequential", metadata={"help": "Leave as it is."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave as it is."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate at the start: shows what cannot be read."})
 
     def __post_init__(self):
         if self.images is None:
@@ -60,12 +62,21 @@ class Recipe(TrainingArguments):
                 f"warmup_epochs must be at least 0 and less than num_train_epochs, {self.num_train_epochs:g}, "
                 f"got {self.warmup_epochs:g}"
             )
-        if self.validation and self.eval_strategy == "no":
+        if self.eval_strategy == "no" and self.validation:
             self.eval_strategy = "epoch"
+        self.eval_on_start &= self.validation is not None
+        self.remove_unused_columns = False  # the samples of images.py say their epoch and index
+        self.train_sampling_strategy = "sequential"  # and it shuffles by itself
+        self.logging_nan_inf_filter = False  # StopAtNaN is to see them
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs in one process: start one for each, torchrun --nproc-per-node {self.n_gpu} ..., or "
+                f"choose one, CUDA_VISIBLE_DEVICES=0 python ..."
+            )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.effective_batch / 256
-        self.warmup_steps = self.warmup_steps or self.warmup_epochs / self.num_train_epochs  # a share of all steps
+        self.warmup_steps = self.warmup_steps or self.warmup_epochs / self.num_train_epochs  # the share of all steps
 
     @property
     def effective_batch(self) -> int:
@@ -74,9 +85,21 @@ class Recipe(TrainingArguments):
 
 
 class RecipeTrainer(Trainer):
-    """`Trainer` whose evaluation leaves no image out: `dataloader_drop_last` is for training."""
+    """`Trainer` as the recipes need it."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(SetEpoch(self.train_dataset))
+        self.add_callback(StopAtNaN())
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and self.args.bf16:
+            # accelerate's own policy rounds noise and pixels to bfloat16 as well: masks would have ties
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
 
     def get_eval_dataloader(self, eval_dataset=None):
+        """Without `dataloader_drop_last`, which is for training: no image is left out."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -95,7 +118,7 @@ class SetEpoch(TrainerCallback):
 
 
 class StopAtNaN(TrainerCallback):
-    """Stop when loss or weights are NaN or infinite, before they are saved."""
+    """Stop when loss or weights are NaN or infinite, before they are saved; so each checkpoint has a line of log."""
 
     def on_step_end(self, args, state, control, model, **kwargs):
         if control.should_save:
@@ -127,9 +150,21 @@ def largest_weight(model: nn.Module) -> float:
 
 def last_checkpoint(output_dir: str) -> str | None:
     """The last checkpoint that was written whole: the state of the trainer is the last file of each."""
-    folders = Path(output_dir).glob("checkpoint-*/trainer_state.json")
-    found = [file.parent for file in folders if re.fullmatch(r"checkpoint-\d+", file.parent.name)]
-    return str(max(found, key=lambda folder: int(folder.name.split("-")[1]))) if found else None
+    steps = {}
+    for file in Path(output_dir).glob(f"checkpoint-*/{STATE}"):
+        with contextlib.suppress(ValueError):  # written in part
+            steps[str(file.parent)] = TrainerState.load_from_json(file).global_step
+    return max(steps, key=steps.__getitem__, default=None)
+
+
+def checkpoint_of_all(recipe: Recipe) -> str | None:
+    """The checkpoint to go on from, the same for all processes."""
+    (checkpoint,) = broadcast_object_list([recipe.resume_from_checkpoint or last_checkpoint(recipe.output_dir)])
+    if checkpoint and not os.path.isdir(checkpoint):
+        raise ValueError(
+            f"process {recipe.process_index} finds no {checkpoint}: all need the same --output_dir to go on"
+        )
+    return checkpoint
 
 
 def check_batch(recipe: Recipe, images: int) -> None:
@@ -146,9 +181,10 @@ def train(trainer: RecipeTrainer) -> None:
     """Train, from the last whole checkpoint in the output folder if there is one, and write the model there."""
     recipe = trainer.args
     check_batch(recipe, len(trainer.train_dataset))
-    trainer.add_callback(SetEpoch(trainer.train_dataset))
-    trainer.add_callback(StopAtNaN())
-    checkpoint = recipe.resume_from_checkpoint or last_checkpoint(recipe.output_dir)
+    checkpoint = checkpoint_of_all(recipe)
+    if checkpoint and 0 < recipe.max_steps <= TrainerState.load_from_json(f"{checkpoint}/{STATE}").global_step:
+        logger.info("finished: the model of the last of %d steps is in %s", recipe.max_steps, checkpoint)
+        return
     logger.info(
         "%d images, %s; effective batch %d (%d images x %d accumulated x %d processes), learning rate %.3g",
         len(trainer.train_dataset),
@@ -159,6 +195,7 @@ def train(trainer: RecipeTrainer) -> None:
         recipe.world_size,
         recipe.learning_rate,
     )
+    torch.manual_seed(recipe.seed + recipe.process_index)  # drop path is not to drop the same in all processes
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -166,18 +203,25 @@ def train(trainer: RecipeTrainer) -> None:
         trainer.push_to_hub()
 
 
-def main(recipe_class: type[Recipe], run, arguments: list[str] | None = None) -> int:
-    """Run with the arguments of the command line; what is wrong with them or the data is said in one line, status 1."""
+def main(recipe_class: type[Recipe], run: Callable[[Recipe], None], arguments: list[str] | None = None) -> int:
+    """Run with the arguments of the command line; what is wrong with them or the data is said in one line, status 1.
+
+    `--log_level debug` shows where it came from.
+    """
     transformers.utils.logging.disable_progress_bar()  # of files that are written; the one of the steps stays
     log_to_terminal()
+    debug = False
     try:
         (recipe,) = HfArgumentParser(recipe_class, description=recipe_class.__doc__).parse_args_into_dataclasses(
             arguments
         )
+        debug = recipe.log_level == "debug"
         run(recipe)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except (OSError, ValueError) as error:
+        if debug:
+            raise
         print(f"{Path(sys.argv[0]).stem}: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

@@ -56,7 +56,7 @@ def curve(log: list[dict], field: str) -> tuple[list[float], list[float]]:
     return [line["epoch"] for line in log if field in line], [line[field] for line in log if field in line]
 
 
-def photographs(work: Path, output: Path, epochs: int = 300) -> dict[str, float]:
+def photographs(work: Path, output: Path, epochs: int = 200) -> dict[str, float]:
     """Pretrain on pieces of photographs; the loss on another photograph, and its reconstructions."""
     images, held_out = work / "images", work / "held-out"
     for folder in (images, held_out):

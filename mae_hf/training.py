@@ -26,7 +26,7 @@ class MaskingCollator:
     """Stack samples to a batch, with the masking noise of each drawn from a seed, the epoch and its index.
 
     Masks then differ between images and between epochs, and are the same however many processes and workers share the
-    work, and when a run is resumed. The noise lies on the CPU, where checking it makes no device wait.
+    work, and when a run is resumed.
 
     Args:
         num_patches: `L`, the patches of an image.
