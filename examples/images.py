@@ -90,14 +90,16 @@ def list_images(folder: str) -> Dataset:
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths, others = [], []
     for place, folders, names in os.walk(folder, followlinks=True):
+        above = Path(place).resolve()  # a link to a folder above would never end
+        folders[:] = [name for name in folders if not above.is_relative_to(Path(place, name).resolve())]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
             wanted = os.path.splitext(name)[1].lower() in readable
             (paths if wanted else others).append(os.path.join(place, name))
-    if others:
-        logger.info("skipped %d files in %s that are no images, %s for one", len(others), folder, others[0])
     if not paths:
         raise ValueError(f"there is no image in {folder}")
+    if others:
+        logger.info("skipped %d files in %s that are no images, %s for one", len(others), folder, others[0])
     parts = [Path(path).relative_to(folder).parts for path in paths]
     names = [part[0] if len(part) > 1 else None for part in parts]
     classes = [] if None in names else sorted(set(names))

@@ -75,9 +75,9 @@ def pretraining_transform(image: Image.Image, rng: Random, size: tuple[int, int]
 def make_model(recipe: PreTraining) -> MAEForPreTraining:
     """A fresh model, or that of a folder."""
     try:
-        fields = json.loads(recipe.config)
-    except ValueError as error:
-        raise ValueError(f"--config must be JSON, such as '{{\"image_size\": 64}}', got {recipe.config!r}") from error
+        fields = dict(json.loads(recipe.config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--config must be JSON such as '{{\"image_size\": 64}}', got {recipe.config!r}") from error
     if fields and recipe.model not in PRESETS:
         raise ValueError(f"--config is for fresh models, and --model {recipe.model} has a configuration")
     if recipe.norm_pix_loss is not None:

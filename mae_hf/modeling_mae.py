@@ -190,6 +190,8 @@ class MAEModel(MAEPreTrainedModel):
 class MAEForPreTraining(MAEPreTrainedModel):
     """The whole masked autoencoder: hide patches, encode the rest, predict the hidden pixels (figure 1)."""
 
+    _no_split_modules = ["Block", "MAEDecoder"]
+
     def __init__(self, config: MAEConfig) -> None:
         super().__init__(config)
         self.mae = MAEModel(config)

@@ -17,6 +17,8 @@ original = AcceleratorState.__init__
 def init(self, *args, fsdp_plugin=None, **kwargs):
     original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
         self.fsdp_plugin = fsdp_plugin
     if getattr(self, "fsdp_plugin", None) is not None:
         self.distributed_type = DistributedType.FSDP

@@ -102,11 +102,11 @@ def test_launch_lines_parse_and_have_the_effective_batch_that_they_state():
             assert processes * images * accumulated == batch
             assert options.per_device_train_batch_size == images
             assert options.gradient_accumulation_steps == accumulated
-            launched = [int(n) for n in re.findall(r"--(?:num_processes|nproc-per-node) (\d+)", command)] or [1]
-            nodes = int(re.search(r"--nodes=(\d+)", block)[1]) if "SBATCH" in block else 1
-            assert launched[0] * nodes == processes
+            launched = re.search(r"--(?:num_processes|nproc-per-node) (\d+)", command)
+            nodes = re.search(r"--n?nodes[= ](\d+)", block)
+            assert processes == int(launched[1] if launched else 1) * int(nodes[1] if nodes else 1)
             checked += 1
-    assert checked == 7
+    assert checked == 8
 
 
 def test_readme_opens_with_the_two_commands_and_eight_lines_of_python():

@@ -1,5 +1,6 @@
 """examples/evaluate.py: its numbers, how it matches classes, and what it refuses."""
 
+import logging
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from mae_hf import MAEConfig, MAEForImageClassification
 
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
-from evaluate import main
+from evaluate import main, match
 from images import evaluation_transform, read_image
 
 pytestmark = pytest.mark.heavy
@@ -131,7 +132,39 @@ def refused(capsys, folder, images, *options):
 
 def test_classes_that_cannot_be_matched_are_refused(classifier, images, capsys):
     line = refused(capsys, classifier(), images(["ant", "bee", "cow"]))
-    assert "3 classes" in line and "the model 7" in line and "'ant'" in line
+    assert "3 classes" in line and "the model 7" in line and "'cow'" in line
+
+
+def labels(names):
+    return MAEConfig(id2label=dict(enumerate(names)), label2id={name: number for number, name in enumerate(names)})
+
+
+def test_known_names_are_matched_by_name_and_without_a_word(caplog):
+    caplog.set_level(logging.INFO, "examples")
+    assert match(["ant", "bee", "cat"], labels(["cat", "dog", "bee", "ant"])).tolist() == [3, 2, 0]
+    assert match(["ant", "bee"], labels(["bee", "ant"])).tolist() == [1, 0]
+    assert caplog.records == []
+
+
+def test_as_many_names_of_which_none_is_known_are_matched_by_order_and_said_so(caplog):
+    caplog.set_level(logging.INFO, "examples")
+    assert match(["n01", "n02", "n03"], labels(["dog", "bee", "ant"])).tolist() == [0, 1, 2]
+    (record,) = caplog.records
+    assert record.message.endswith("taken in order, n01 as dog ...")
+
+
+@pytest.mark.parametrize(
+    ("names", "unknown"),
+    [
+        (["ant", "cow", "dog"], "cow"),  # as many as the labels
+        (["ant", "cow"], "cow"),
+        (["n01", "n02"], "n01"),
+        (["n01", "n02", "n03", "n04"], "n01"),
+    ],
+)
+def test_names_that_are_known_in_part_or_not_as_many_are_refused(names, unknown):
+    with pytest.raises(ValueError, match=f"have {len(names)} classes, the model 3, .*'{unknown}' for one"):
+        match(names, labels(["ant", "bee", "dog"]))
 
 
 def test_images_without_class_folders_are_refused(classifier, images, capsys):

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,18 +13,38 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import AutoModelForImageClassification, EvalPrediction, pipeline
 
 from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining
 
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
 import recipe
-from finetune import FineTuner, FineTuning, Mixing, finetune, make_optimizer
+from finetune import (
+    FineTuner,
+    FineTuning,
+    Mixing,
+    accuracies,
+    fine_tuning_transform,
+    finetune,
+    make_model,
+    make_optimizer,
+)
+from images import crop_and_flip, to_tensor
 from tests.conftest import TINY
+from tests.pretraining import ROOT, TORCHRUN, apart, without_key_biases
 
 pytestmark = pytest.mark.heavy
 CLASSES = ["ant", "bee", "cat"]
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--erasing", "0", "--rand_augment", "false"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_threads_for_large_models():
+    """One in the place of all, for the same sums in every run, those for several tests too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +63,16 @@ def work(tmp_path_factory):
         yield work
 
 
-def run(work, name, *options):
-    """Fine-tune into a folder, which is returned."""
-    torch.set_num_threads(1)  # the same sums in every run
+def arguments(work, name, *options):
     where = ["--model", work / "mae", "--images", work / "train", "--output_dir", work / name]
     short = ["--num_train_epochs", "4", "--warmup_epochs", "1", "--per_device_train_batch_size", "4"]
     quick = ["--logging_steps", "1", "--dataloader_num_workers", "0", "--use_cpu", "--disable_tqdm", "true"]
-    assert recipe.main(FineTuning, finetune, [*map(str, [*where, *short, *quick, *options])]) == 0
+    return [*map(str, [*where, *short, *quick, *options])]
+
+
+def run(work, name, *options):
+    """Fine-tune into a folder, which is returned."""
+    assert recipe.main(FineTuning, finetune, arguments(work, name, *options)) == 0
     return work / name
 
 
@@ -99,7 +125,8 @@ def test_settings_not_given_follow_the_size(settings, size, linear_probe):
     assert tuple(getattr(found, name) for name in FIELDS) == TABLE[size, linear_probe]
     assert found.lr_scheduler_kwargs == {"min_lr": found.min_learning_rate}
     assert found.warmup_steps == found.warmup_epochs / found.num_train_epochs
-    assert found.max_grad_norm == 0 and found.adam_beta2 == 0.999
+    assert (found.max_grad_norm, found.adam_beta1, found.adam_beta2) == (0, 0.9, 0.999)
+    assert (found.min_crop, found.flip, found.lr_scheduler_type) == (0.08, 0.5, "cosine_with_min_lr")
 
 
 @pytest.mark.parametrize("linear_probe", [False, True])
@@ -122,6 +149,57 @@ def test_learning_rate_is_the_base_rate_by_the_effective_batch(settings):
     assert settings(**batch, linear_probe=True).learning_rate == pytest.approx(0.1 * 48 / 256)
     assert settings(**batch, base_learning_rate=1.0).learning_rate == pytest.approx(48 / 256)
     assert settings(**batch, learning_rate=0.01).learning_rate == 0.01
+
+
+# transform and model
+
+
+@pytest.mark.parametrize(("augment", "erasing"), [(False, 0), (True, 0), (False, 1), (True, 1)])
+def test_transform_augments_and_erases_as_the_settings_say(settings, augment, erasing):
+    recipe = settings(rand_augment=augment, erasing=erasing, min_crop=0.6, flip=0.3)
+    image = Image.fromarray(np.full((40, 48, 3), 200, np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None])
+    kept = []
+    for seed in range(20):
+        plain = to_tensor(crop_and_flip(image, Random(seed), (32, 24), 0.6, 0.3))
+        found = fine_tuning_transform(image, Random(seed), (32, 24), recipe)
+        assert found.shape == (3, 32, 24)
+        assert torch.equal(found, fine_tuning_transform(image, Random(seed), (32, 24), recipe))
+        kept.append((found == plain).float().mean().item())
+    if not augment:
+        assert all(share == 1 if not erasing else 0.6 < share < 1 for share in kept)
+    else:
+        assert min(kept) < 0.5  # operations are left out by a coin
+        assert (max(kept) < 1) == bool(erasing)
+
+
+@pytest.mark.parametrize(("linear_probe", "pooling", "drop_path"), [(False, "mean", 0.25), (True, "cls", 0)])
+def test_model_is_as_the_settings_say(work, settings, linear_probe, pooling, drop_path):
+    recipe = settings(linear_probe=linear_probe, **({} if linear_probe else {"drop_path": 0.25}))
+    recipe.model = str(work / "mae")
+    model = make_model(recipe, CLASSES)
+    assert (model.config.pooling, model.config.linear_probe) == (pooling, linear_probe)
+    assert model.config.drop_path_rate == drop_path
+    assert model.config.id2label == dict(enumerate(CLASSES))
+    assert model.config.label2id == {name: number for number, name in enumerate(CLASSES)}
+    assert model(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 3)
+    assert_encoder_is(model, work / "mae")
+
+
+def assert_encoder_is(model, folder):
+    expected = load_file(folder / "model.safetensors")
+    found = {name: value for name, value in model.state_dict().items() if name.startswith("mae.encoder.blocks.")}
+    assert found and all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_head_of_other_classes_gives_way_and_of_the_same_stays(work, settings, tuned):
+    recipe = settings()
+    recipe.model = str(tuned)
+    before = load_file(tuned / "model.safetensors")["head.weight"]
+    assert torch.equal(make_model(recipe, CLASSES).head.weight, before)
+    other = make_model(recipe, ["x", "y"])
+    assert other.head.weight.shape == (2, 64) and other.head.weight.std() < 1e-3 and other.config.num_labels == 2
+    assert other.config.id2label == {0: "x", 1: "y"} and other.config.label2id == {"x": 0, "y": 1}
+    assert_encoder_is(other, tuned)
 
 
 # optimizers and schedule
@@ -178,6 +256,29 @@ def test_four_images_twice_are_eight_images(work):
     assert expected["head.weight"].abs().max() > 0.01
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+def test_two_processes_by_fsdp_are_one(work, optimizer):
+    images = work / "twenty-four"
+    if not images.exists():
+        shutil.copytree(work / "train", images)
+        for number, name in enumerate([*CLASSES, *CLASSES]):
+            shutil.copy(work / "val" / name / f"{number:02}.png", images / name / f"{number}.png")
+    rate = ["--learning_rate", {"sgd": "0.05", "adamw_torch": "0.01"}[optimizer], "--layer_decay", "0.5"]
+    options = [*PLAIN, *rate, "--optim", optimizer, "--images", images, "--save_strategy", "no", "--smoothing", "0.1"]
+    whole = run(work, f"whole by {optimizer}", *options, "--per_device_train_batch_size", "8")
+    parts = work / f"parts by {optimizer}"
+    fsdp = ["--per_device_train_batch_size", "4", "--fsdp", "--fsdp_config", '{"version": 2}']
+    script = ["tests/fsdp_on_cpu.py", "examples/finetune.py", *arguments(work, parts.name, *options, *fsdp)]
+    environment = {**os.environ, "HF_HOME": str(work / "huggingface"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*TORCHRUN, *script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "(4 images x 1 accumulated x 2 processes)" in done.stderr
+    assert len(history(parts)) == 12 and history(parts) == pytest.approx(history(whole), abs=1e-5)
+    found, expected = (without_key_biases(load_file(folder / "model.safetensors")) for folder in (parts, whole))
+    assert apart(found, expected) < 1e-4
+    assert expected["head.weight"].abs().max() > 0.01
+
+
 # loss, batches and evaluation
 
 
@@ -225,6 +326,12 @@ def test_training_samples_are_mixed_by_epoch_and_first_index(settings):
     assert torch.equal(mixed, Mixing(settings(), 3)(samples(0, (3, 4, 5, 7)))["pixel_values"])
 
 
+def test_accuracies_are_of_the_likeliest_and_of_all_that_are_given():
+    likeliest = np.array([[4, 1, 0, 2, 3], [0, 1, 2, 3, 5], [2, 0, 1, 4, 3], [5, 4, 3, 2, 1]])
+    found = accuracies(EvalPrediction(likeliest, np.array([4, 5, 5, 4])))
+    assert found == {"top1": 25.0, "top5": 75.0}
+
+
 def test_linear_probe_has_whole_labels(settings):
     batch = Mixing(settings(linear_probe=True), 3)(samples(0))
     assert batch["labels"].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
@@ -235,7 +342,7 @@ def test_all_images_are_evaluated_though_training_drops_the_last_batch(work, mon
     counts = []
     monkeypatch.setattr("finetune.accuracies", lambda found: counts.append(len(found.label_ids)) or {})
     folder = run(work, "counted", "--validation", work / "val", "--per_device_eval_batch_size", "4")
-    assert counts == [11] * 4
+    assert counts == [11] * 5  # at the start too
     assert len(history(folder)) == 4 * 4
 
 
@@ -264,7 +371,7 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(work, tuned):
     options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--layer_decay", "0.5"]
     run(work, "again", "--validation", work / "val", *options)
     assert history(again) == pytest.approx(history(tuned), abs=1e-6) and len(history(again)) == 16
-    assert history(again, "eval_loss") == pytest.approx(history(tuned, "eval_loss"), abs=1e-6)
+    assert history(again, "eval_loss")[-2:] == pytest.approx(history(tuned, "eval_loss")[-2:], abs=1e-6)
     found, expected = (load_file(folder / "model.safetensors") for folder in (again, tuned))
     assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -317,7 +424,11 @@ def test_what_is_missing_is_one_line(work, capsys):
 def test_classes_that_do_not_fit_are_one_line(work, capsys):
     where = ["--model", work / "mae", "--output_dir", work / "no", "--images"]
     line = refused(capsys, *where, work / "train" / "ant")
-    assert line == f"{work / 'train' / 'ant'} has no folder for each class"
+    assert line == f"{work / 'train' / 'ant'} needs a folder for each class, and no image beside them"
+    shutil.copytree(work / "train", work / "stray")
+    shutil.copy(work / "train" / "ant" / "00.png", work / "stray")
+    line = refused(capsys, *where, work / "stray")
+    assert line == f"{work / 'stray'} needs a folder for each class, and no image beside them"
     shutil.copytree(work / "val", work / "other")
     (work / "other" / "bee").rename(work / "other" / "bug")
     line = refused(capsys, *where, work / "train", "--validation", work / "other")

@@ -1,5 +1,9 @@
 """examples/images.py: which images a folder gives, in which order and with which randomness, and their transform."""
 
+import logging
+import os
+from random import Random
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,7 @@ from mae_hf import MAEConfig
 from mae_hf.image_processor import image_processor
 
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
-from images import ImageFolder, evaluation_transform, read_image
+from images import ImageFolder, crop_and_flip, evaluation_transform, read_image
 
 pytestmark = pytest.mark.heavy
 
@@ -114,6 +118,44 @@ def test_no_name_of_a_folder_loses_an_image(folder, root):
     assert dataset.classes == sorted(["test", "val-1", "im[1 x", "train", "dev-test", "plain"])
 
 
+def test_class_is_the_folder_at_the_top(folder):
+    dataset = ImageFolder(folder("a/x/1.png", "b/x/2.png", "b/y/z/3.png", "b/4.png"), draw)
+    assert dataset.classes == ["a", "b"]
+    assert sorted((int(s["pixel_values"][0]), s["labels"]) for s in map(dataset.__getitem__, range(4))) == [
+        (0, 0),
+        (1, 1),
+        (2, 1),
+        (3, 1),
+    ]
+
+
+def test_image_beside_the_class_folders_leaves_no_classes(folder):
+    dataset = ImageFolder(folder("a/0.png", "b/1.png", "stray.png"), draw)
+    assert len(dataset) == 3 and dataset.classes == [] and "labels" not in dataset[0]
+
+
+def test_links_to_folders_and_images_are_followed(folder):
+    root, other = folder("ant/0.png"), folder("0.png", "1.png", root="elsewhere")
+    os.symlink(other, f"{root}/bee")
+    os.symlink(f"{other}/1.png", f"{root}/ant/linked.png")
+    dataset = ImageFolder(root, draw)
+    assert dataset.classes == ["ant", "bee"]
+    assert [dataset[place]["labels"] for place in range(len(dataset))] == [0, 0, 1, 1]
+
+
+def test_files_beside_the_images_change_nothing(folder):
+    root = folder("a/1.png", "b/2.JPEG", "b/3.PNG")
+    for name in ("a/1.png.txt", "a/1.jpg.json", "a/1", "b/.hidden.png", "metadata.csv", "b/metadata.jsonl"):
+        with open(f"{root}/{name}", "w") as file:
+            file.write("file_name,label\na/1.png,b\n")
+    folder(".cache/4.png", "b/.thumbnails/5.png")
+    dataset = ImageFolder(root, draw)
+    assert dataset.classes == ["a", "b"]
+    assert [os.path.relpath(path, root) for path in dataset.files["path"]] == ["a/1.png", "b/2.JPEG", "b/3.PNG"]
+    assert [dataset[place]["labels"] for place in range(3)] == [0, 1, 1]
+    assert dataset[0].keys() == {"pixel_values", "index", "epoch", "labels"}
+
+
 def test_place_after_the_last_image_is_an_error(folder):
     for train in (True, False):
         dataset = ImageFolder(folder(), draw, train=train)
@@ -152,14 +194,21 @@ def test_broken_image_is_an_error_in_evaluation(folder):
 
 
 def test_text_files_are_skipped_with_a_line(folder, caplog):
+    caplog.set_level(logging.INFO, "examples")
     root = folder("a/0.png", "b/1.png")
     for name in ("README.md", "a/list.txt"):
         with open(f"{root}/{name}", "w") as file:
             file.write("text")
     dataset = ImageFolder(root, draw)
     assert len(dataset) == 2 and dataset.classes == ["a", "b"]
-    (line,) = [record.message for record in caplog.records if record.name == "images"]
+    (line,) = [record.message for record in caplog.records]
     assert line.startswith("skipped 2 files in") and ("README.md" in line or "list.txt" in line)
+
+
+def test_link_to_a_folder_above_repeats_no_image(folder):
+    root = folder("a/0.png", "b/1.png")
+    os.symlink(root, f"{root}/a/back")
+    assert len(ImageFolder(root, draw)) == 2
 
 
 def test_folder_without_an_image_is_named(tmp_path):
@@ -176,9 +225,33 @@ def test_training_on_broken_images_alone_is_an_error(folder, caplog):
     for name in ("0.png", "1.png"):
         with open(f"{root}/{name}", "w") as file:
             file.write("text")
-    with pytest.raises(ValueError, match=f"none of the images in {root} can be read"):
+    with pytest.raises(ValueError, match=f"2 images in a row in {root} cannot be read"):
         ImageFolder(root, draw, train=True)[0]
     assert f"{root}/0.png" in caplog.text and f"{root}/1.png" in caplog.text
+
+
+@pytest.mark.parametrize("broken", [2, 3])
+def test_training_stops_after_many_broken_images_in_a_row(folder, monkeypatch, broken):
+    monkeypatch.setattr("images.REPLACEMENTS", 3)
+    dataset = ImageFolder(folder(), draw, train=True)
+    for index in range(4, 4 + broken):
+        with open(dataset.files[index]["path"], "w") as file:
+            file.write("text")
+    place = dataset._shuffled(0).tolist().index(4)
+    if broken < 3:
+        assert int(dataset[place]["index"]) == 6
+    else:
+        with pytest.raises(ValueError, match="3 images in a row in .* cannot be read"):
+            dataset[place]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_image_that_has_gone_is_an_error(folder, train):
+    root = folder("0.png", "1.png")
+    dataset = ImageFolder(root, draw, train=train)
+    os.remove(f"{root}/1.png")
+    with pytest.raises(FileNotFoundError, match=r"1\.png"):
+        [dataset[place] for place in (0, 1)]
 
 
 # how an image is read
@@ -210,6 +283,34 @@ def test_image_is_not_turned_by_its_exif_data(tmp_path):
     exif[0x0112] = 6  # orientation: a quarter turn
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (8, 4)
+
+
+# training
+
+
+def crops(flip=0.0, min_crop=1.0, count=200):
+    """Crops by so many seeds of an image of 100 x 100 pixels: red is twice the column, green twice the row."""
+    row, column = np.indices((100, 100), np.uint8) * 2
+    image = Image.fromarray(np.stack([column, row, row], 2))
+    drawn = [crop_and_flip(image, Random(seed), (40, 50), min_crop, flip) for seed in range(count)]
+    assert {crop.size for crop in drawn} == {(50, 40)}
+    return [np.asarray(crop, int) for crop in drawn]
+
+
+@pytest.mark.parametrize(("flip", "least", "most"), [(0, 0, 0), (0.5, 75, 125), (1, 200, 200)])
+def test_so_many_images_are_mirrored(flip, least, most):
+    drawn = crops(flip)
+    assert least <= sum(crop[20, 0, 0] > crop[20, -1, 0] for crop in drawn) <= most
+    assert all(crop[0, 25, 1] < crop[-1, 25, 1] for crop in drawn)  # upright
+
+
+@pytest.mark.parametrize("least", [0.08, 0.5])
+def test_crops_take_so_much_of_an_image_at_least(least):
+    drawn = crops(0.5, least, 500)
+    widths = [abs(crop[20, -1, 0] - crop[20, 0, 0]) / 2 * 50 / 49 for crop in drawn]
+    heights = [(crop[-1, 25, 1] - crop[0, 25, 1]) / 2 * 40 / 39 for crop in drawn]
+    shares = [width * height / 100**2 for width, height in zip(widths, heights, strict=True)]
+    assert least - 0.02 < min(shares) < least + 0.03 and max(shares) > 0.9
 
 
 # evaluation

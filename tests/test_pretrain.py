@@ -1,16 +1,30 @@
 """examples/pretrain.py by one process: its data, its settings, its files and its failures."""
 
+import json
+import logging
 import re
 import shutil
 import subprocess
 import sys
+from random import Random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from mae_hf import MAEForPreTraining, MAEModel
-from tests.pretraining import TORCHRUN, apart, logged, run, weights, write_images
+from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
+
+pytest.importorskip("datasets")  # comes with what `make test-all` installs
+import recipe
+from images import crop_and_flip, to_tensor
+from pretrain import PreTraining, make_model, pretrain, pretraining_transform
+from recipe import StopAtNaN, last_checkpoint
+from tests.conftest import TINY
+from tests.pretraining import SETTINGS, TORCHRUN, apart, logged, run, weights, write_images
 
 pytestmark = pytest.mark.heavy  # accelerate and datasets come with what `make test-all` installs
 
@@ -110,7 +124,7 @@ def test_missing_images_are_one_line(tmp_path):
     assert re.fullmatch("pretrain: --images is missing.*\n", done.stderr)
 
 
-def test_too_few_images_for_all_processes_are_said_once(trained):
+def test_too_few_images_for_all_processes_are_said_in_one_line(trained):
     done = trained("--per_device_train_batch_size", "12", launcher=TORCHRUN, status=1)
     assert "22 images are fewer than the 24 of one batch for each process (2 x 12)" in done.stderr
 
@@ -158,7 +172,7 @@ def test_images_that_are_all_bad_are_an_error(trained, tmp_path, workers):
     for index in range(4):
         (folder / f"{index}.png").write_text("no image")
     done = trained("--dataloader_num_workers", workers, images=folder, epochs=1, status=1)
-    assert "pretrain: none of the images can be read" in done.stderr and "Traceback" not in done.stderr
+    assert f"pretrain: 4 images in a row in {folder} cannot be read" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bfloat16_follows_float32(trained, plain):
@@ -170,7 +184,7 @@ def test_validation_loss_is_of_all_images_whatever_the_batch(trained, plain, ima
         trained("--validation", images, "--per_device_eval_batch_size", batch, epochs=1).output for batch in (8, 22)
     ]
     found, expected = (logged(output, "eval_loss") for output in outputs)
-    assert list(found) == [5]
+    assert list(found) == [0, 5]
     assert apart(found, expected) < 1e-6
 
 
@@ -178,7 +192,8 @@ def test_validation_loss_is_of_all_images_whatever_the_batch(trained, plain, ima
 def test_training_goes_on_from_a_folder(trained, plain, tmp_path, model_class):
     folder = tmp_path / "model"
     model_class.from_pretrained(plain).save_pretrained(folder)
-    output = trained("--model", folder, "--learning_rate", "0", epochs=1).output  # so it ends with what it began with
+    options = ["--model", folder, "--config", "{}", "--learning_rate", "0"]  # so it ends with what it began with
+    output = trained(*options, epochs=1).output
     found, expected = (MAEForPreTraining.from_pretrained(path) for path in (output, plain))
     assert apart(found.mae.state_dict(), expected.mae.state_dict()) == 0
     if model_class is MAEForPreTraining:
@@ -196,3 +211,164 @@ def test_run_ends_on_the_hub(trained, hub, tmp_path):
     command = [sys.executable, "-c", load, "someone/pretrained", str(tmp_path / "back")]
     subprocess.run(command, env=environment, check=True)
     assert apart(weights(tmp_path / "back"), weights(output)) == 0
+
+
+# settings and model, in this process
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Makes the settings of a run, those of the recipe but for what is given."""
+    return lambda **given: PreTraining(images="x", output_dir=str(tmp_path / "output"), use_cpu=True, **given)
+
+
+def test_settings_not_given_are_the_official_ones(settings):
+    found, expected = settings(), {"num_train_epochs": 800, "warmup_epochs": 40, "base_learning_rate": 1.5e-4}
+    expected |= {"weight_decay": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "seed": 0}
+    expected |= {"min_crop": 0.2, "flip": 0.5, "max_grad_norm": 0, "lr_scheduler_type": "cosine"}
+    expected |= {"warmup_steps": 40 / 800, "model": "base", "norm_pix_loss": None, "dataloader_drop_last": True}
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found.learning_rate == pytest.approx(1.5e-4 * found.effective_batch / 256)
+
+
+def test_several_devices_in_one_process_are_refused(settings, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs in one process: .*torchrun --nproc-per-node 2"):
+        settings()
+
+
+def test_transform_crops_and_flips_as_the_settings_say(settings):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8))
+    for given in ({"min_crop": 0.9, "flip": 1.0}, {"min_crop": 0.2, "flip": 0.0}):
+        found = pretraining_transform(image, Random(3), (32, 24), settings(**given))
+        assert torch.equal(found, to_tensor(crop_and_flip(image, Random(3), (32, 24), **given)))
+
+
+@pytest.mark.parametrize("given", [None, False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_folder_keeps_the_pixels_it_predicts_unless_others_are_given(settings, fresh, tmp_path, kept, given):
+    model = fresh(norm_pix_loss=kept)
+    model.save_pretrained(tmp_path / "model")
+    found = make_model(settings(model=str(tmp_path / "model"), norm_pix_loss=given))
+    assert found.config.norm_pix_loss is (kept if given is None else given)
+    assert apart(found.state_dict(), model.state_dict()) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "expected"),
+    [(None, None, MAEConfig().norm_pix_loss), (True, None, True), (None, True, True), (True, False, False)],
+)
+def test_fresh_model_takes_fields_and_pixels(settings, field, given, expected):
+    fields = TINY if field is None else TINY | {"norm_pix_loss": field}
+    found = make_model(settings(config=json.dumps(fields), norm_pix_loss=given)).config
+    assert {name: getattr(found, name) for name in TINY} == TINY
+    assert found.norm_pix_loss is expected
+
+
+def test_fresh_model_follows_size_and_seed(settings):
+    small = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "image_size": 32}
+    assert make_model(settings(model="large", config=json.dumps(small))).config.hidden_size == 1024
+    first, again, other = (make_model(settings(config=json.dumps(TINY), seed=seed)).state_dict() for seed in (1, 1, 2))
+    assert apart(first, again) == 0 < apart(first, other)
+
+
+def test_configuration_that_cannot_be_used_is_named(settings, fresh, tmp_path):
+    fresh().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"--config is for fresh models, and --model {tmp_path}/model has"):
+        make_model(settings(model=str(tmp_path / "model"), config='{"image_size": 64}'))
+    with pytest.raises(ValueError, match="--config must be JSON.*'{bad'"):
+        make_model(settings(config="{bad"))
+
+
+def alone(output, images, *options, status=0):
+    """A run in this process."""
+    given = ["--images", images, "--output_dir", output, "--per_device_train_batch_size", "4", *options]
+    assert recipe.main(PreTraining, pretrain, [*SETTINGS, *map(str, given)]) == status
+
+
+def test_pictures_that_cannot_be_opened_are_refused_before_training(images, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("text.png", "missing.png"):
+        alone(tmp_path / "output", images, "--pictures", images / "03.png", tmp_path / name, status=1)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(tmp_path / name) in line
+        assert not (tmp_path / "output").exists() or not any((tmp_path / "output").iterdir())
+
+
+# stopping and resuming
+
+
+@pytest.fixture
+def stop(fresh, tmp_path):
+    """Calls StopAtNaN at step 7, after a checkpoint at step 5; what it sets."""
+    TrainerState(global_step=5).save_to_json(write_checkpoint(tmp_path, 5))
+
+    def call(event, weight=0.0, save=False, **logs):
+        model, control = fresh(), TrainerControl(should_save=save)
+        with torch.no_grad():
+            model.decoder.mask_token.view(-1)[3] = weight
+        arguments = SimpleNamespace(output_dir=str(tmp_path)), TrainerState(global_step=7), control
+        getattr(StopAtNaN(), event)(*arguments, model=model, logs=logs)
+        return control
+
+    return call
+
+
+def write_checkpoint(output, step, state=None):
+    """Folder of a checkpoint with this text as its state, which is returned."""
+    file = output / f"checkpoint-{step}" / "trainer_state.json"
+    file.parent.mkdir()
+    if state is not None:
+        file.write_text(state)
+    return file
+
+
+LAST = r"at step 7, training stops: .* The last checkpoint is \S+/checkpoint-5$"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_loss_that_is_no_number_stops(stop, value):
+    for name in ("loss", "train_loss"):
+        with pytest.raises(ValueError, match=f"the loss is {value} {LAST}"):
+            stop("on_log", **{name: value})
+    stop("on_log", loss=1.0, train_loss=1.0, eval_loss=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weight_that_is_no_number_stops_before_it_is_saved(stop, value):
+    for event, save in (("on_step_end", True), ("on_epoch_end", True), ("on_train_end", False)):
+        with pytest.raises(ValueError, match=f"a weight is {value} {LAST}".replace("-inf", "inf")):
+            stop(event, value, save)
+    stop("on_step_end", value)  # nothing is to be saved
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
+def test_losses_are_looked_at_before_each_save(stop, event):
+    assert stop(event, save=True).should_log
+    assert not stop(event).should_log
+
+
+def test_last_checkpoint_is_the_highest_step_that_is_whole(tmp_path):
+    assert last_checkpoint(str(tmp_path / "nothing")) is None
+    whole = TrainerState(global_step=1234)
+    for step, state in ((300, None), (200, '{"global_step": 20'), (150, "")):
+        write_checkpoint(tmp_path, step, state)
+        assert last_checkpoint(str(tmp_path)) is None
+    for step in (100, 9, 20):
+        whole.global_step = step
+        whole.save_to_json(write_checkpoint(tmp_path, step))
+    assert last_checkpoint(str(tmp_path)) == f"{tmp_path}/checkpoint-100"
+
+
+def test_finished_run_of_so_many_steps_stays_as_it_is(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "examples")
+    output = tmp_path / "output"
+    options = ["--max_steps", 3, "--save_strategy", "steps", "--save_steps", 3]
+    alone(output, images, *options)
+    before = {path: path.read_bytes() for path in output.glob("**/*") if path.is_file()}
+    assert output / "model.safetensors" in before and "finished" not in caplog.text
+    alone(output, images, *options)
+    assert f"finished: the model of the last of 3 steps is in {output}/checkpoint-3" in caplog.text
+    assert {path: path.read_bytes() for path in output.glob("**/*") if path.is_file()} == before
+    alone(output, images, "--max_steps", 4, *options[2:])
+    assert f"resumed from {output}/checkpoint-3" in caplog.text and list(logged(output)) == [1, 2, 3, 4]

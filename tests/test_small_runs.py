@@ -11,7 +11,8 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
 
 
-def test_pretrained_digits_are_classified_better_than_by_a_linear_model_on_pixels(tmp_path):
+def test_pretrained_digits_are_classified_better_than_by_a_linear_model_on_pixels(tmp_path, capsys):
+    from evaluate import main
     from small_runs import digits
 
     found = digits(tmp_path / "runs", tmp_path)
@@ -20,6 +21,8 @@ def test_pretrained_digits_are_classified_better_than_by_a_linear_model_on_pixel
     assert found["top-1 on digits, fine-tuned"] > linear + 2
     assert found["top-1 on digits, linear probe"] > 80  # chance is 10
     assert Image.open(tmp_path / "digits.png").width > 500
+    assert main([str(tmp_path / "runs" / "digits-finetuned"), str(tmp_path / "runs" / "digits" / "test")]) == 0
+    assert f"top-1 {found['top-1 on digits, fine-tuned']:.3f} %" in capsys.readouterr().out
 
 
 def test_pretraining_on_photographs_lowers_the_loss_of_another_one_too(tmp_path):
