@@ -88,22 +88,24 @@ def list_images(folder: str) -> Dataset:
     if not os.path.isdir(folder):
         raise ValueError(f"there is no folder {folder}")
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths, others = [], []
+    paths, tops, others = [], [], []
     for place, folders, names in os.walk(folder, followlinks=True):
         above = Path(place).resolve()  # a link to a folder above would never end
         folders[:] = [name for name in folders if not above.is_relative_to(Path(place, name).resolve())]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        top = next(iter(Path(place).relative_to(folder).parts), None)
         for name in sorted(name for name in names if not name.startswith(".")):
-            wanted = os.path.splitext(name)[1].lower() in readable
-            (paths if wanted else others).append(os.path.join(place, name))
+            if os.path.splitext(name)[1].lower() in readable:
+                paths.append(os.path.join(place, name))
+                tops.append(top)
+            else:
+                others.append(os.path.join(place, name))
     if not paths:
         raise ValueError(f"there is no image in {folder}")
     if others:
         logger.info("skipped %d files in %s that are no images, %s for one", len(others), folder, others[0])
-    parts = [Path(path).relative_to(folder).parts for path in paths]
-    names = [part[0] if len(part) > 1 else None for part in parts]
-    classes = [] if None in names else sorted(set(names))
-    labels = {"label": names} if classes else {}
+    classes = [] if None in tops else sorted(set(tops))
+    labels = {"label": tops} if classes else {}
     features = Features({"path": Value("string")} | ({"label": ClassLabel(names=classes)} if classes else {}))
     return Dataset.from_dict({"path": paths} | labels, features)
 
