@@ -2,8 +2,12 @@
 
 accelerate takes FSDP for accelerators only, and leaves a run on processors at DDP. Here its state says FSDP whenever it
 was asked for it; the sharding, the gathering and the checkpoints are the real ones of PyTorch and accelerate, by gloo.
+
+PyTorch keeps the process group of a sharded model, with its threads, when it is destroyed. A thread that lets go of its
+last tensor while Python shuts down aborts the process, which happens now and then: here Python does not shut down.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -28,4 +32,11 @@ if __name__ == "__main__":
     AcceleratorState.__init__ = init
     del sys.argv[0]
     sys.path[0] = str(Path(sys.argv[0]).parent)  # as `python SCRIPT` has it
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as leaving:
+        status = leaving.code or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
