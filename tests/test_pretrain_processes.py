@@ -48,7 +48,7 @@ def start_of(tmp_path_factory):
 
     def make(way, output):
         launcher, settings = WAYS[way]
-        options = ["--num_train_epochs", "16", "--save_strategy", "steps", "--save_steps", "7", *settings]
+        options = ["--num_train_epochs", "16", "--save_strategy", "steps", "--save_steps", "13", *settings]
         return (home, *SETTINGS, "--images", images, "--output_dir", output, *options), {"launcher": launcher}
 
     return make
@@ -83,7 +83,7 @@ def test_same_images_a_step_give_the_same_losses_and_weights(finished, way):
 
 @pytest.mark.parametrize("way", FILES)
 def test_run_is_of_the_kind_that_was_asked_for(finished, way):
-    found = os.listdir(finished(way) / "checkpoint-77")
+    found = os.listdir(finished(way) / "checkpoint-78")
     assert FILES[way] in found
     assert (FILES["torchrun"] in found) == (way != "one process")
     assert (FILES["FSDP2"] in found) == (way == "FSDP2")
@@ -118,10 +118,10 @@ def kill_after(checkpoint, process):
 @pytest.mark.parametrize("way", ["one process", "torchrun", "FSDP2"])
 def test_killed_run_resumes_as_if_nothing_had_been(finished, start_of, tmp_path, way):
     arguments, how = start_of(way, tmp_path)
-    kill_after(tmp_path / "checkpoint-14", start(*arguments, **how))
+    kill_after(tmp_path / "checkpoint-13", start(*arguments, **how))
     last = max(int(path.parent.name.split("-")[1]) for path in tmp_path.glob("*/trainer_state.json"))
-    assert last % 5 and last < 70  # within an epoch
-    torn = tmp_path / f"checkpoint-{last + 7}"
+    assert last % 5 and last < 78  # within an epoch, and not the last one
+    torn = tmp_path / f"checkpoint-{last + 13}"
     shutil.copytree(tmp_path / f"checkpoint-{last}", torn, dirs_exist_ok=True)
     (torn / "trainer_state.json").unlink()  # as if killed while it was written
     done = run(*arguments, **how)
