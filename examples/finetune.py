@@ -82,6 +82,8 @@ class FineTuning(Recipe):
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr": self.min_learning_rate}
         super().__post_init__()
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be more than 0, got {self.learning_rate:g}")
 
 
 class Mixing:

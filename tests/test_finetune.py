@@ -421,6 +421,12 @@ def test_what_is_missing_is_one_line(work, capsys):
     assert not (work / "no").exists()
 
 
+@pytest.mark.parametrize("rate", ["--learning_rate", "--base_learning_rate"])
+def test_learning_rate_of_zero_is_one_line(work, capsys, rate):
+    where = ["--model", work / "mae", "--output_dir", work / "no", "--images", work / "train"]
+    assert refused(capsys, *where, rate, 0) == "learning_rate must be more than 0, got 0"
+
+
 def test_classes_that_do_not_fit_are_one_line(work, capsys):
     where = ["--model", work / "mae", "--output_dir", work / "no", "--images"]
     line = refused(capsys, *where, work / "train" / "ant")
