@@ -190,7 +190,7 @@ def mix(
 def cut_span(length: int, share: float, rng: random.Random) -> tuple[int, int]:
     """First and end of the cut rows or columns: sqrt(1 - share) of them around a random one, clipped at the border."""
     cut, centre = int(length * math.sqrt(1 - share)), rng.randrange(length)
-    return max(centre - cut // 2, 0), min(centre + (cut + 1) // 2, length)
+    return max(centre - cut // 2, 0), min(centre + cut // 2, length)
 
 
 def smoothed(labels: torch.Tensor, num_labels: int, smoothing: float) -> torch.Tensor:

@@ -256,7 +256,7 @@ def test_erasing_leaves_something_of_every_row_and_column():
 def test_targets_are_the_shares_of_the_pixels(alphas):
     labels, shares = torch.tensor([0, 1]), []
     for seed in range(200):
-        mixed, targets = mix(constants([0, 1], 12, 17), labels, 3, random.Random(seed), *alphas, smoothing=0)
+        mixed, targets = mix(constants([0, 1], 48, 68), labels, 3, random.Random(seed), *alphas, smoothing=0)
         share = mixed.mean((1, 2, 3))
         torch.testing.assert_close(targets, torch.stack([1 - share, share, torch.zeros(2)], 1), rtol=0, atol=1e-6)
         assert targets.dtype == torch.float32 and mixed[0, 0].equal(mixed[0, 2])
