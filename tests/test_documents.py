@@ -44,6 +44,7 @@ def run(hub, after_demo, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = hub.environment(home) | {"PATH": path, "TORCH_HOME": str(home), "MAKEFLAGS": "--dry-run"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # of several GPUs, a script takes one that was chosen
 
     def run(language, text):
         command = {"python": [sys.executable, "-c", text], "sh": ["sh", "-ec", text]}[language]

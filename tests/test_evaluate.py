@@ -21,14 +21,9 @@ from images import evaluation_transform, read_image
 
 pytestmark = pytest.mark.heavy
 EXAMPLES = Path(__file__).parent.parent / "examples"
+CPU = ["--device", "cpu"]  # whose numbers are compared
+HERE = [*CPU, "--workers", "0"]
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Where `datasets` keeps its lists of files."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -87,7 +82,7 @@ CLASSES = [NAMES[number % 7] for number in range(23)]
 def test_numbers_are_those_of_each_image_by_itself(classifier, images, capsys, batch_size, workers):
     folder, shown = classifier(), images(CLASSES)
     expected = by_hand(folder, shown, {name: number for number, name in enumerate(NAMES)})
-    assert main([str(folder), str(shown), "--batch-size", str(batch_size), "--workers", str(workers)]) == 0
+    assert main([str(folder), str(shown), "--batch-size", str(batch_size), "--workers", str(workers), *CPU]) == 0
     printed = capsys.readouterr()
     assert printed.out == expected
     assert "top-1" in printed.err  # progress
@@ -96,19 +91,19 @@ def test_numbers_are_those_of_each_image_by_itself(classifier, images, capsys, b
 def test_folders_that_are_named_as_labels_are_matched_by_name(classifier, images, capsys):
     names = ["fox", "dog", "ant", "gnu", "bee", "elk", "cat"]
     folder, shown = classifier(names), images(name for name in CLASSES if name != "elk")
-    assert main([str(folder), str(shown), "--workers", "0"]) == 0
+    assert main([str(folder), str(shown), *HERE]) == 0
     assert capsys.readouterr().out == by_hand(folder, shown, {name: names.index(name) for name in names})
 
 
 def test_other_folders_are_matched_by_order(classifier, images, capsys):
     others = {name: f"n0{number}" for number, name in enumerate(NAMES)}
     folder, shown = classifier(NAMES), images(others[name] for name in CLASSES)
-    assert main([str(folder), str(shown), "--workers", "0"]) == 0
+    assert main([str(folder), str(shown), *HERE]) == 0
     assert capsys.readouterr().out == by_hand(folder, shown, {others[n]: i for i, n in enumerate(NAMES)})
 
 
 def test_model_of_fewer_than_five_classes(classifier, images, capsys):
-    assert main([str(classifier(NAMES[:2])), str(images(["ant", "bee", "bee"])), "--workers", "0"]) == 0
+    assert main([str(classifier(NAMES[:2])), str(images(["ant", "bee", "bee"])), *HERE]) == 0
     assert "top-5 100.000 %" in capsys.readouterr().out
 
 
@@ -116,14 +111,14 @@ def test_half_precision_gives_nearly_the_same(classifier, images, capsys):
     folder, shown = classifier(), images(CLASSES)
     losses = []
     for options in ([], ["--bf16"]):
-        assert main([str(folder), str(shown), "--workers", "0", *options]) == 0
+        assert main([str(folder), str(shown), *HERE, *options]) == 0
         losses.append(float(re.search(r"loss ([\d.]+)", capsys.readouterr().out)[1]))
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def refused(capsys, folder, images, *options):
     """The one line on standard error of what fails, apart from the progress."""
-    assert main([str(folder), str(images), *(options or ["--workers", "0"])]) == 1
+    assert main([str(folder), str(images), *HERE, *options]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and "Traceback" not in printed.err
     (line,) = [line for line in printed.err.splitlines() if line.startswith("evaluate: ")]
@@ -192,7 +187,7 @@ def test_missing_folder_is_named(classifier, images, tmp_path, capsys):
 
 def test_command_prints_its_line_alone_on_standard_output(classifier, images):
     folder, shown = classifier(), images(CLASSES)
-    command = [sys.executable, EXAMPLES / "evaluate.py", folder, shown, "--batch-size", "5", "--workers", "2"]
+    command = [sys.executable, EXAMPLES / "evaluate.py", folder, shown, "--batch-size", "5", "--workers", "2", *CPU]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout == by_hand(folder, shown, {name: number for number, name in enumerate(NAMES)})

@@ -19,12 +19,6 @@ from images import ImageFolder, crop_and_flip, evaluation_transform, read_image
 pytestmark = pytest.mark.heavy
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Where `datasets` keeps its lists of files."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Makes a folder of small images of one colour each; by default twelve without classes."""
