@@ -114,6 +114,8 @@ class FineTuner(RecipeTrainer):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.linear_probe and self.is_fsdp_enabled:
+            raise ValueError("--linear_probe trains a small head, by an optimizer for whole weights: leave out --fsdp")
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch; Trainer divides it by accumulation
 
     def create_optimizer(self, model=None):

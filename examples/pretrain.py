@@ -56,6 +56,12 @@ class Pictures(TrainerCallback):
     def __init__(self, images: list[str], every: int) -> None:
         self.images, self.every = [open_image(image) for image in images], every
 
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        if not isinstance(model, MAEForPreTraining):
+            raise ValueError(
+                f"--pictures cannot be drawn with {type(model).__name__}: leave them out, or --torch_compile under FSDP"
+            )
+
     def on_step_end(self, args, state, control, model, **kwargs):
         if state.global_step % self.every and state.global_step != state.max_steps:
             return

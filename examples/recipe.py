@@ -16,12 +16,12 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from images import ImageFolder
 from terminal import log_to_terminal, one_line
 
 logger = logging.getLogger("examples.recipe")
-STATE = "trainer_state.json"
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Recipe(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of log."})
+    hub_strategy: str = field(default="end", metadata={"help": "When --push_to_hub does so: end, every_save ..."})
     eval_on_start: bool = field(default=True, metadata={"help": "Evaluate at the start: shows what cannot be read."})
 
     def __post_init__(self):
@@ -61,6 +62,10 @@ class Recipe(TrainingArguments):
             raise ValueError(
                 f"warmup_epochs must be at least 0 and less than num_train_epochs, {self.num_train_epochs:g}, "
                 f"got {self.warmup_epochs:g}"
+            )
+        if self.max_steps <= 0 and self.num_train_epochs % 1:
+            raise ValueError(
+                f"num_train_epochs must be whole, got {self.num_train_epochs:g}: --max_steps ends within an epoch"
             )
         if self.eval_strategy == "no" and self.validation:
             self.eval_strategy = "epoch"
@@ -92,11 +97,19 @@ class RecipeTrainer(Trainer):
         self.add_callback(SetEpoch(self.train_dataset))
         self.add_callback(StopAtNaN())
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.activation_checkpointing:
+            # accelerate's own drops other paths when it computes activations again, and so gives wrong gradients
+            plugin.activation_checkpointing, self.args.activation_checkpointing = False, True
         if plugin is not None and plugin.fsdp_version == 2 and self.args.bf16:
             # accelerate's own policy rounds noise and pixels to bfloat16 as well: masks would have ties
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
+
+    def _save_rng_state(self, output_dir):
+        """Of every process, before the first one writes the state that makes a checkpoint whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Without `dataloader_drop_last`, which is for training: no image is left out."""
@@ -151,7 +164,7 @@ def largest_weight(model: nn.Module) -> float:
 def last_checkpoint(output_dir: str) -> str | None:
     """The last checkpoint that was written whole: the state of the trainer is the last file of each."""
     steps = {}
-    for file in Path(output_dir).glob(f"checkpoint-*/{STATE}"):
+    for file in Path(output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}"):
         with contextlib.suppress(ValueError):  # written in part
             steps[str(file.parent)] = TrainerState.load_from_json(file).global_step
     return max(steps, key=steps.__getitem__, default=None)
@@ -182,9 +195,11 @@ def train(trainer: RecipeTrainer) -> None:
     recipe = trainer.args
     check_batch(recipe, len(trainer.train_dataset))
     checkpoint = checkpoint_of_all(recipe)
-    if checkpoint and 0 < recipe.max_steps <= TrainerState.load_from_json(f"{checkpoint}/{STATE}").global_step:
-        logger.info("finished: the model of the last of %d steps is in %s", recipe.max_steps, checkpoint)
-        return
+    if checkpoint and recipe.max_steps > 0:
+        done = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+        if done >= recipe.max_steps:
+            logger.info("finished: the model of the last of %d steps is in %s", recipe.max_steps, checkpoint)
+            return
     logger.info(
         "%d images, %s; effective batch %d (%d images x %d accumulated x %d processes), learning rate %.3g",
         len(trainer.train_dataset),
@@ -197,10 +212,10 @@ def train(trainer: RecipeTrainer) -> None:
     )
     torch.manual_seed(recipe.seed + recipe.process_index)  # drop path is not to drop the same in all processes
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
     trainer.save_state()
-    if recipe.push_to_hub:
-        trainer.push_to_hub()
+    if trainer.is_fsdp_enabled:  # Trainer writes no model where checkpoints are sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model()  # and push it, if so asked
 
 
 def main(recipe_class: type[Recipe], run: Callable[[Recipe], None], arguments: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Runs of examples/pretrain.py on a tiny model, as its users start them: in processes of their own."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ PYTHON = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # not --cpu:
 ACCELERATE += ["--main_process_port", "0"]  # it would start one process; port 0 is any free one
+LIMIT = 300  # seconds that a run may take
 SETTINGS = ["--config", json.dumps(TINY), "--use_cpu", "--disable_tqdm", "true", "--dataloader_num_workers", "0"]
 SETTINGS += ["--logging_steps", "1", "--warmup_epochs", "0.5", "--base_learning_rate", "3e-2"]
 
@@ -33,21 +35,39 @@ def write_images(folder, number):
     return folder
 
 
-def start(home, *options, launcher=PYTHON, environment=os.environ):
+def start(home, *options, script="pretrain", launcher=PYTHON, environment=os.environ):
     """Start a run, its caches in the folder `home`."""
     alone = {"HF_HOME": f"{home}/huggingface", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, "examples/pretrain.py", *map(str, options)]
+    command = [*launcher, f"examples/{script}.py", *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env={**environment, **alone}, **pipes)
 
 
+def kill(process):
+    """Kill a run with all its processes; returns what it said."""
+    from psutil import NoSuchProcess, Process  # comes with accelerate
+
+    with contextlib.suppress(NoSuchProcess):  # it has ended
+        launcher = Process(process.pid)
+        for started in [launcher, *launcher.children(recursive=True)]:  # torchrun gives each a group of its own
+            with contextlib.suppress(NoSuchProcess):
+                started.kill()
+    return process.communicate()[1]
+
+
+def finish(process, status=0):
+    """What a run printed, once it has ended."""
+    try:
+        stdout, stderr = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"not finished after {LIMIT} s:\n{kill(process)}") from None
+    assert process.returncode == status, stderr
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
 def run(home, *options, status=0, **how):
     """What a run printed, whose settings `options` come after those of all runs here."""
-    with start(home, *SETTINGS, *options, **how) as process:
-        stdout, stderr = process.communicate(timeout=300)
-    assert (process.returncode != 0) == (status != 0), stderr
-    assert process.returncode == status or how, stderr  # a launcher has its own ways
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return finish(start(home, *SETTINGS, *options, **how), status)
 
 
 def logged(output, name="loss"):

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
 from random import Random
 
 import numpy as np
@@ -31,7 +29,7 @@ from finetune import (
 )
 from images import crop_and_flip, to_tensor
 from tests.conftest import TINY
-from tests.pretraining import ROOT, TORCHRUN, apart, without_key_biases
+from tests.pretraining import TORCHRUN, apart, finish, start, without_key_biases
 
 pytestmark = pytest.mark.heavy
 CLASSES = ["ant", "bee", "cat"]
@@ -58,9 +56,7 @@ def work(tmp_path_factory):
             Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
     torch.manual_seed(0)
     MAEForPreTraining(MAEConfig(**TINY)).save_pretrained(work / "mae")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", work / "cache")
-        yield work
+    return work
 
 
 def arguments(work, name, *options):
@@ -256,27 +252,49 @@ def test_four_images_twice_are_eight_images(work):
     assert expected["head.weight"].abs().max() > 0.01
 
 
+FSDP2 = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--fsdp", "--fsdp_config", '{"version": 2}']
+
+
+def run_by_fsdp(work, name, *options, status=0):
+    """What two processes that share a model printed."""
+    options = arguments(work, name, *FSDP2, *options)
+    return finish(start(work, *options, script="finetune", launcher=[*TORCHRUN, "tests/fsdp_on_cpu.py"]), status)
+
+
+@pytest.fixture(scope="module")
+def twenty_four(work):
+    """As many images for training, 8 of each class."""
+    images = shutil.copytree(work / "train", work / "twenty-four")
+    for number, name in enumerate([*CLASSES, *CLASSES]):
+        shutil.copy(work / "val" / name / f"{number:02}.png", images / name / f"{number}.png")
+    return images
+
+
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
-def test_two_processes_by_fsdp_are_one(work, optimizer):
-    images = work / "twenty-four"
-    if not images.exists():
-        shutil.copytree(work / "train", images)
-        for number, name in enumerate([*CLASSES, *CLASSES]):
-            shutil.copy(work / "val" / name / f"{number:02}.png", images / name / f"{number}.png")
+def test_two_processes_by_fsdp_are_one(work, twenty_four, optimizer):
     rate = ["--learning_rate", {"sgd": "0.05", "adamw_torch": "0.01"}[optimizer], "--layer_decay", "0.5"]
-    options = [*PLAIN, *rate, "--optim", optimizer, "--images", images, "--save_strategy", "no", "--smoothing", "0.1"]
+    options = [*PLAIN, *rate, "--optim", optimizer, "--images", twenty_four, "--smoothing", "0.1"]
     whole = run(work, f"whole by {optimizer}", *options, "--per_device_train_batch_size", "8")
     parts = work / f"parts by {optimizer}"
-    fsdp = ["--per_device_train_batch_size", "4", "--fsdp", "--fsdp_config", '{"version": 2}']
-    script = ["tests/fsdp_on_cpu.py", "examples/finetune.py", *arguments(work, parts.name, *options, *fsdp)]
-    environment = {**os.environ, "HF_HOME": str(work / "huggingface"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*TORCHRUN, *script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "(4 images x 1 accumulated x 2 processes)" in done.stderr
+    assert "(4 images x 1 accumulated x 2 processes)" in run_by_fsdp(work, parts.name, *options).stderr
     assert len(history(parts)) == 12 and history(parts) == pytest.approx(history(whole), abs=1e-5)
     found, expected = (without_key_biases(load_file(folder / "model.safetensors")) for folder in (parts, whole))
     assert apart(found, expected) < 1e-4
     assert expected["head.weight"].abs().max() > 0.01
+
+
+def test_activations_computed_again_by_fsdp_drop_the_same_paths(work, twenty_four):
+    options = [*PLAIN, "--learning_rate", "0.05", "--drop_path", "0.5", "--images", twenty_four]
+    run_by_fsdp(work, "activations kept", *options)
+    run_by_fsdp(
+        work, "activations again", *options, "--fsdp_config", '{"version": 2, "activation_checkpointing": true}'
+    )
+    assert history(work / "activations again") == pytest.approx(history(work / "activations kept"), abs=1e-5)
+
+
+def test_linear_probe_by_fsdp_is_refused(work, twenty_four):
+    done = run_by_fsdp(work, "probe by fsdp", "--linear_probe", "--images", twenty_four, status=1)
+    assert "finetune: --linear_probe trains a small head" in done.stderr
 
 
 # loss, batches and evaluation
@@ -362,14 +380,14 @@ def test_images_are_told_of_each_epoch(work, monkeypatch):
 
 
 def test_interrupted_run_goes_on_as_if_it_had_not_been(work, tuned):
-    again = work / "again"
+    again = work / "activations again"
     shutil.copytree(tuned, again)
     for name in ("checkpoint-16", "checkpoint-12"):
         shutil.rmtree(again / name)
     for file in (*again.glob("*.safetensors"), again / "trainer_state.json"):
         file.unlink()
     options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--layer_decay", "0.5"]
-    run(work, "again", "--validation", work / "val", *options)
+    run(work, "activations again", "--validation", work / "val", *options)
     assert history(again) == pytest.approx(history(tuned), abs=1e-6) and len(history(again)) == 16
     assert history(again, "eval_loss")[-2:] == pytest.approx(history(tuned, "eval_loss")[-2:], abs=1e-6)
     found, expected = (load_file(folder / "model.safetensors") for folder in (again, tuned))

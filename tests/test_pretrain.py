@@ -21,7 +21,7 @@ from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
 import recipe
 from images import crop_and_flip, to_tensor
-from pretrain import PreTraining, make_model, pretrain, pretraining_transform
+from pretrain import Pictures, PreTraining, make_model, pretrain, pretraining_transform
 from recipe import StopAtNaN, last_checkpoint
 from tests.conftest import TINY
 from tests.pretraining import SETTINGS, TORCHRUN, apart, logged, run, weights, write_images
@@ -112,6 +112,7 @@ def assert_one_line(done, expected):
     [
         (["--per_device_train_batch_size", "23"], r"22 images are fewer than the 23 .*\(1 x 23\)"),
         (["--warmup_epochs", "3"], "warmup_epochs must be .* less than num_train_epochs, 3, got 3"),
+        (["--num_train_epochs", "1.5"], "num_train_epochs must be whole, got 1.5: --max_steps"),
         (["--images", ""], "there is no folder"),
     ],
 )
@@ -204,8 +205,10 @@ def test_training_goes_on_from_a_folder(trained, plain, tmp_path, model_class):
 def test_run_ends_on_the_hub(trained, hub, tmp_path):
     environment = hub.environment(tmp_path)
     to_hub = ["--push_to_hub", "--hub_model_id", "someone/pretrained"]
-    output = trained(*to_hub, environment=environment, epochs=1).output
-    files = hub.repos["someone/pretrained"].commits[-1].files
+    output = trained(*to_hub, environment=environment, epochs=2).output
+    commits = hub.repos["someone/pretrained"].commits
+    assert len(commits) == 2  # the empty repository, and the model
+    files = commits[-1].files
     assert files.keys() >= {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     load = "import mae_hf, sys; mae_hf.MAEForPreTraining.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
     command = [sys.executable, "-c", load, "someone/pretrained", str(tmp_path / "back")]
@@ -293,6 +296,12 @@ def test_pictures_that_cannot_be_opened_are_refused_before_training(images, tmp_
         (line,) = capsys.readouterr().err.splitlines()
         assert str(tmp_path / name) in line
         assert not (tmp_path / "output").exists() or not any((tmp_path / "output").iterdir())
+
+
+def test_pictures_of_a_wrapped_model_are_refused_before_training(images):
+    pictures = Pictures([images / "03.png"], 1)
+    with pytest.raises(ValueError, match="--pictures cannot be drawn with Linear: leave them out"):
+        pictures.on_train_begin(None, None, None, model=torch.nn.Linear(1, 1))
 
 
 # stopping and resuming
