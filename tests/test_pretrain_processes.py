@@ -27,6 +27,8 @@ from tests.pretraining import (
 
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
 
+from recipe import last_checkpoint
+
 pytestmark = pytest.mark.heavy
 
 TWO = ["--per_device_train_batch_size", "4"]
@@ -112,21 +114,21 @@ def test_fsdp_in_half_precision_with_checkpointed_activations_follows_one_proces
     assert MAEForPreTraining.from_pretrained(found, output_loading_info=True)[1]["missing_keys"] == set()
 
 
-def kill_after(checkpoint, process):
-    """Kill all processes of a run as soon as a checkpoint is whole."""
+def kill_after_a_checkpoint(output, process):
+    """Kill all processes of a run as soon as it has written a whole checkpoint; returns the step of the last one."""
     end = time.monotonic() + LIMIT
-    while not (checkpoint / "trainer_state.json").exists() and process.poll() is None and time.monotonic() < end:
+    while not last_checkpoint(output) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
     stderr = kill(process)
-    assert (checkpoint / "trainer_state.json").exists(), stderr
+    assert last_checkpoint(output), stderr
     assert process.returncode == -signal.SIGKILL  # it was at work
+    return int(last_checkpoint(output).rpartition("-")[2])
 
 
 @pytest.mark.parametrize("way", ["one process", "torchrun", "FSDP2"])
 def test_killed_run_resumes_as_if_nothing_had_been(finished, start_of, tmp_path, way):
     arguments, how = start_of(way, tmp_path)
-    kill_after(tmp_path / "checkpoint-13", start(*arguments, **how))
-    last = max(int(path.parent.name.split("-")[1]) for path in tmp_path.glob("*/trainer_state.json"))
+    last = kill_after_a_checkpoint(tmp_path, start(*arguments, **how))
     assert last % 5 and last < 78  # within an epoch, and not the last one
     torn = tmp_path / f"checkpoint-{last + 13}"
     shutil.copytree(tmp_path / f"checkpoint-{last}", torn, dirs_exist_ok=True)
