@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from psutil import NoSuchProcess, Process  # comes with accelerate
 from safetensors.torch import load_file
 
 from tests.conftest import TINY
@@ -45,8 +46,6 @@ def start(home, *options, script="pretrain", launcher=PYTHON, environment=os.env
 
 def kill(process):
     """Kill a run with all its processes; returns what it said."""
-    from psutil import NoSuchProcess, Process  # comes with accelerate
-
     with contextlib.suppress(NoSuchProcess):  # it has ended
         launcher = Process(process.pid)
         for started in [launcher, *launcher.children(recursive=True)]:  # torchrun gives each a group of its own
