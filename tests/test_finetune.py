@@ -380,14 +380,14 @@ def test_images_are_told_of_each_epoch(work, monkeypatch):
 
 
 def test_interrupted_run_goes_on_as_if_it_had_not_been(work, tuned):
-    again = work / "activations again"
+    again = work / "again"
     shutil.copytree(tuned, again)
     for name in ("checkpoint-16", "checkpoint-12"):
         shutil.rmtree(again / name)
     for file in (*again.glob("*.safetensors"), again / "trainer_state.json"):
         file.unlink()
     options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--layer_decay", "0.5"]
-    run(work, "activations again", "--validation", work / "val", *options)
+    run(work, "again", "--validation", work / "val", *options)
     assert history(again) == pytest.approx(history(tuned), abs=1e-6) and len(history(again)) == 16
     assert history(again, "eval_loss")[-2:] == pytest.approx(history(tuned, "eval_loss")[-2:], abs=1e-6)
     found, expected = (load_file(folder / "model.safetensors") for folder in (again, tuned))
