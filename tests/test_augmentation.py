@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 import augmentation
-from augmentation import OPERATIONS, crop_box, mix, rand_augment, random_erasing, random_resized_crop
+from augmentation import OPERATIONS, crop_box, cut_span, mix, rand_augment, random_erasing, random_resized_crop
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo"
 FILL = (124, 116, 104)
@@ -272,6 +272,11 @@ def test_mixup_blends_and_cutmix_replaces_a_rectangle():
     assert cut.unique().tolist() == [0, 1] and 0 < inside.sum() < 144
     assert inside.sum() == inside.any(0).sum() * inside.any(1).sum()
     assert torch.equal(cut[1], 1 - cut[0])
+
+
+def test_cut_of_odd_size_is_rounded_down_as_in_timm():
+    spans = [cut_span(100, 0.9, random.Random(seed)) for seed in range(50)]  # sqrt(0.1) of 100 is 31
+    assert max(end - first for first, end in spans) == 30
 
 
 def test_switch_is_the_probability_of_cutmix():
