@@ -6,23 +6,24 @@ from .attention import Attention
 from .configuration_mae import MAEConfig
 from .decoder import MAEDecoder
 from .encoder import MAEEncoder
-from .mae import (
+from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
+from .modeling_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
+from .official.models_mae import (
     MAEViTBase,
     MAEViTHuge,
     MAEViTLarge,
     MaskedAutoencoder,
-    create_model,
-    list_models,
     mae_vit_base_patch16,
     mae_vit_huge_patch14,
     mae_vit_large_patch16,
 )
-from .masking import DEFAULT_MASK_RATIO, block_masking, grid_masking, random_masking
-from .modeling_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
+from .official.registry import create_model, list_models
 from .patch_embed import PatchEmbed, patchify, unpatchify
 from .pos_embed import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed, interpolate_pos_embed
+from .pretrained import UntrainedWeightsWarning
 from .reconstruction import reconstruct
 from .transformer import Block, Mlp
+from .vit_mae import load_vit_mae
 
 AutoConfig.register("mae", MAEConfig, exist_ok=True)
 AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
@@ -47,6 +48,7 @@ __all__ = [
     "MaskedAutoencoder",
     "Mlp",
     "PatchEmbed",
+    "UntrainedWeightsWarning",
     "block_masking",
     "create_model",
     "get_1d_sincos_pos_embed",
@@ -54,6 +56,7 @@ __all__ = [
     "grid_masking",
     "interpolate_pos_embed",
     "list_models",
+    "load_vit_mae",
     "mae_vit_base_patch16",
     "mae_vit_huge_patch14",
     "mae_vit_large_patch16",

@@ -18,43 +18,43 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, in the calling convention of transformers.
+    """Compute attention step by step, in the calling convention of transformers.
 
     Args:
-        module: The attention module; not used here, other implementations read it.
-        query: `(B, h, N, d)`; so are `key` and `value`.
-        key: See `query`.
-        value: See `query`.
-        attention_mask: Always None: no token of a masked autoencoder is hidden from another.
+        module: The attention module; unused here, other implementations read it.
+        query: `(B, h, N, d)`.
+        key: `(B, h, N, d)`.
+        value: `(B, h, N, d)`.
+        attention_mask: Always None: every token attends to every other.
         scaling: Factor on the scores.
-        dropout: Share of weights set to zero.
-        **kwargs: Not used here, other implementations read them.
+        dropout: Fraction of the attention weights that is set to zero.
+        **kwargs: Unused here, other implementations read them.
 
     Returns:
         Output `(B, N, h, d)` and weights `(B, h, N, N)`.
     """
-    # the key contiguous, or the product copies it number by number; softmax computes in float32 inside, and rounds
-    scores = query * scaling @ key.contiguous().transpose(2, 3)  # B h N N
-    weights = nn.functional.dropout(scores.softmax(dim=-1).to(query.dtype), dropout)  # autocast gives float32 on a GPU
+    scores = query * scaling @ key.contiguous().transpose(2, 3)  # B h N N; contiguous() avoids a slow strided matmul
+    # softmax computes in float32 and rounds; under autocast on a GPU it returns float32, which must be cast back
+    weights = nn.functional.dropout(scores.softmax(dim=-1).to(query.dtype), dropout)
     return (weights @ value).transpose(1, 2), weights  # B h N d -> B N h d
 
 
 class Attention(nn.Module):
-    """Self-attention in which every token sees every other.
+    """Self-attention in which every token attends to every other.
 
     Args:
         dim: Width `D`.
         num_heads: Heads `h`.
         qkv_bias: Give the fused projection a bias.
         attn_drop: Dropout on the attention weights, in [0, 1).
-        attn_implementation: "eager", "sdpa" or another name that transformers knows. Inside a model the model's config
-            decides instead, so that `model.set_attn_implementation` works.
+        attn_implementation: "eager", "sdpa" or another implementation of transformers. Inside a model, the model's
+            config determines it instead, so that `model.set_attn_implementation` works.
 
     Raises:
         ValueError: If `num_heads` does not divide `dim`.
     """
 
-    config: PretrainedConfig | None = None  # of the model around it, if there is one
+    config: PretrainedConfig | None = None  # of the surrounding model, if any
     is_causal = False  # read by sdpa and flash attention
 
     def __init__(
@@ -78,14 +78,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, **kwargs: object) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Attend to all tokens.
 
         Args:
             x: `(B, N, D)`.
-            **kwargs: Passed on to the attention implementation.
+            **kwargs: Passed to the attention implementation.
 
         Returns:
-            `(B, N, D)`, and the weights `(B, h, N, N)` where the implementation gives them ("eager"), else None.
+            `(B, N, D)`, and the attention weights `(B, h, N, N)` if the implementation returns them ("eager"), else
+            None.
         """
         batch, length, dim = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim)  # B N 3D -> B N 3 h d

@@ -1,4 +1,4 @@
-"""Configuration of masked autoencoders, and the three sizes of the paper (He et al. 2021, table 3 and appendix A.1)."""
+"""Configuration of masked autoencoders, and the sizes that can be built by name."""
 
 import dataclasses
 import difflib
@@ -14,29 +14,33 @@ from .masking import DEFAULT_MASK_RATIO
 from .patch_embed import grid_of
 from .remote_code import save_code
 
-# Only what differs; the decoder is the same for all: width 512, 8 blocks, 16 heads. Source: mae_vit_* in models_mae.py.
-PRESETS: dict[str, dict[str, int]] = {
-    "base": {
-        "patch_size": 16,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
-    "large": {
-        "patch_size": 16,
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-    },
-    "huge": {
-        "patch_size": 14,
-        "hidden_size": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "intermediate_size": 5120,
-    },
+
+def _size(patch_size: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int]) -> dict[str, int]:
+    """Return the fields of a size from width, depth and heads; the MLPs are four times as wide as their blocks."""
+    hidden_size, depth, heads = encoder
+    decoder_hidden_size, decoder_depth, decoder_heads = decoder
+    return {
+        "patch_size": patch_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden_size,
+        "decoder_hidden_size": decoder_hidden_size,
+        "decoder_num_hidden_layers": decoder_depth,
+        "decoder_num_attention_heads": decoder_heads,
+        "decoder_intermediate_size": 4 * decoder_hidden_size,
+    }
+
+
+# To add a size, add a line. Base, large and huge are the sizes of the paper (table 3 and appendix A.1; `mae_vit_*` in
+# models_mae.py). Tiny and small are ours, not the paper's: smaller widths at the depth of base, with decoders of base's
+# proportions, two thirds of the encoder's width, 8 blocks, heads of width 32.
+PRESETS: dict[str, dict[str, int]] = {  # patch size, then width, depth and heads of the encoder and of the decoder
+    "tiny": _size(16, (192, 12, 3), (128, 8, 4)),
+    "small": _size(16, (384, 12, 6), (256, 8, 8)),
+    "base": _size(16, (768, 12, 12), (512, 8, 16)),
+    "large": _size(16, (1024, 24, 16), (512, 8, 16)),
+    "huge": _size(14, (1280, 32, 16), (512, 8, 16)),
 }
 
 _COUNTS = (
@@ -51,57 +55,64 @@ _COUNTS = (
     "decoder_num_attention_heads",
     "decoder_intermediate_size",
 )
-_SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mask_ratio")
-_SWITCHES = ("qkv_bias", "norm_pix_loss", "linear_probe", "apply_layernorm")
+_FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mask_ratio")
+_FLAGS = ("qkv_bias", "norm_pix_loss", "linear_probe", "apply_layernorm")
 _POOLINGS = ("mean", "cls")
 _STAGES = ("out_features", "out_indices")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """Make the error for a name that is not one of those known; near ones come first in its message."""
+    """Return the error for an unknown name; its message suggests similar names, or lists the known ones.
+
+    Args:
+        kind: What the name stands for, such as "preset".
+        name: The unknown name.
+        known: All known names.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names)
-    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(names)}"
+    similar = difflib.get_close_matches(name, names)
+    hint = f"did you mean {', '.join(map(repr, similar))}?" if similar else f"known: {', '.join(names)}"
     return ValueError(f"unknown {kind} {name!r}; {hint}")
 
 
 class MAEConfig(BackboneConfigMixin, PretrainedConfig):
-    """Everything that defines a masked autoencoder; the defaults are those of ViT-B/16.
+    """Configuration of a masked autoencoder; the defaults are those of ViT-B/16.
 
-    The names are transformers'; the paper's (`embed_dim`, `depth`, `num_heads`, `img_size`, `in_chans`,
-    `decoder_embed_dim`, `decoder_depth`, `decoder_num_heads`) work as well, and `mlp_ratio` sets both MLP widths.
+    Fields have transformers' names. The paper's names (`embed_dim`, `depth`, `num_heads`, `img_size`, `in_chans`,
+    `decoder_embed_dim`, `decoder_depth`, `decoder_num_heads`) are aliases, and `mlp_ratio` sets both MLP widths.
 
     Args:
         hidden_size: Width of the encoder, divisible by 4 and by `num_attention_heads`.
-        num_hidden_layers: Blocks of the encoder.
-        num_attention_heads: Heads of the encoder.
+        num_hidden_layers: Number of encoder blocks.
+        num_attention_heads: Attention heads of the encoder.
         intermediate_size: Width inside the MLPs of the encoder.
-        hidden_act: Activation of the MLPs; "gelu" is the exact one.
+        hidden_act: Activation of the MLPs; "gelu" is the exact GELU.
         hidden_dropout_prob: Dropout on the output of attention and MLP, in [0, 1).
         attention_probs_dropout_prob: Dropout on the attention weights, in [0, 1).
-        drop_path_rate: Stochastic depth of the last encoder block, in [0, 1).
-        initializer_range: Deviation of fresh class and mask tokens; 0.02 officially.
-        layer_norm_eps: Epsilon of every layer norm; 1e-6 officially (mae_vit_* in models_mae.py).
+        drop_path_rate: Stochastic depth rate of the last encoder block, in [0, 1).
+        initializer_range: Standard deviation of the initial class and mask tokens; 0.02 officially.
+        layer_norm_eps: Epsilon of all layer norms; 1e-6 officially (mae_vit_* in models_mae.py).
         image_size: Side or (height, width) in pixels, divisible by `patch_size`.
         patch_size: Side of a patch in pixels.
         num_channels: Channels of an image.
-        qkv_bias: Give the fused query, key, value projections a bias.
+        qkv_bias: Add a bias to the fused query, key and value projections.
         decoder_hidden_size: Width of the decoder, divisible by 4 and by `decoder_num_attention_heads`.
-        decoder_num_hidden_layers: Blocks of the decoder.
-        decoder_num_attention_heads: Heads of the decoder.
+        decoder_num_hidden_layers: Number of decoder blocks.
+        decoder_num_attention_heads: Attention heads of the decoder.
         decoder_intermediate_size: Width inside the MLPs of the decoder.
-        mask_ratio: Share of patches that `MAEForPreTraining` hides, in [0, 1).
-        norm_pix_loss: Predict patches normalised by their own mean and deviation (section 3, table 1d).
-        pooling: What `MAEModel` gives as `pooler_output` and a classifier reads: "mean" of the patch tokens, or the
-            class token, "cls".
-        linear_probe: Give `MAEForImageClassification` the head of the paper's linear probe, and freeze all else.
-        apply_layernorm: Give the feature maps of `MAEBackbone` the encoder's final norm, whatever block they are of.
+        mask_ratio: Fraction of patches that `MAEForPreTraining` masks, in [0, 1).
+        norm_pix_loss: Predict patches normalised by their own mean and standard deviation (section 3, table 1d).
+        pooling: What `MAEModel` returns as `pooler_output` and a classifier reads: the mean of the patch tokens,
+            "mean", or the class token, "cls".
+        linear_probe: Build the head of the paper's linear probe in `MAEForImageClassification`, and freeze all else.
+        apply_layernorm: Apply the encoder's final norm to the feature maps of `MAEBackbone`, those of earlier blocks
+            included.
         out_features: Names of the feature maps of `MAEBackbone`, in order: "stem" for the input of the first block,
             "stage1" to "stageN" for the outputs of the blocks; the last one by default.
-        out_indices: The same by number, 0 for "stem"; give the one or the other.
+        out_indices: The same as indices, 0 for "stem"; specify one of the two.
 
     Raises:
-        ValueError: If a value is of a wrong type or out of range; the message names the field and the value.
+        ValueError: If a value has a wrong type or is out of range; the message names the field and the value.
     """
 
     model_type = "mae"
@@ -141,7 +152,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     apply_layernorm: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
-    _has_choice: bool = False  # of feature maps
+    _stages_chosen: bool = False  # whether the feature maps were specified
 
     def __post_init__(
         self,
@@ -150,7 +161,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         out_indices: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Set what is no field of this class, then check all fields."""
+        """Set everything that is not a field of this class, then check all fields."""
         super().__post_init__(**kwargs)
         self.check_fields()
         self.set_output_features_output_indices(out_features, out_indices)
@@ -163,16 +174,18 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "MAEConfig":
-        """Make the configuration of a size of the paper.
+        """Return the configuration of a named size.
 
         Args:
-            name: "base" (ViT-B/16), "large" (ViT-L/16) or "huge" (ViT-H/14).
-            **overrides: Fields to change, under either of their names. Another `hidden_size` leaves the widths inside
-                the MLPs as they are; `mlp_ratio` changes both of them.
+            name: A size of the paper, "base" (ViT-B/16), "large" (ViT-L/16) or "huge" (ViT-H/14); or "tiny" (ViT-Ti/16)
+                or "small" (ViT-S/16). The last two are ours, not the paper's; their decoders have base's proportions:
+                two thirds of the encoder's width, 8 blocks, heads of width 32.
+            **overrides: Fields to change, by either of their names. A different `hidden_size` does not change the
+                widths inside the MLPs; `mlp_ratio` sets both.
 
         Raises:
-            ValueError: If the name or a field is unknown (near ones are listed), a field is given twice, or a value is
-                wrong.
+            ValueError: If the name or a field is unknown (the message suggests similar names), a field is given twice,
+                or a value is invalid.
         """
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
@@ -183,54 +196,59 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
                 raise unknown_name("field", field, known)
         renamed = {cls.attribute_map.get(field, field): value for field, value in overrides.items()}
         if len(renamed) < len(overrides):
-            raise ValueError(f"a field is given under both of its names: {', '.join(overrides)}")
+            raise ValueError(f"a field is given by both of its names: {', '.join(overrides)}")
         if "mlp_ratio" in renamed and renamed.keys() & {"intermediate_size", "decoder_intermediate_size"}:
             raise ValueError(
-                "mlp_ratio sets intermediate_size and decoder_intermediate_size: give the one or the others"
+                "mlp_ratio sets intermediate_size and decoder_intermediate_size: specify either mlp_ratio or the widths"
             )
         return cls(**{**PRESETS[name], **renamed})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration from its dictionary; `kwargs` are set afterwards, so all fields are checked again."""
+        """Build a configuration from its dictionary; `kwargs` override its values, and all fields are checked again.
+
+        Raises:
+            ValueError: If the dictionary is the config of another model, or a value is invalid.
+        """
         found = config_dict.get("model_type", cls.model_type)
         if found not in (cls.model_type, MAEConfig.model_type):
-            raise ValueError(f"this is the configuration of a {found!r} model, not of a {cls.model_type!r} one")
+            raise ValueError(
+                f"this is the config of a {found!r} model, not of a {cls.model_type!r} model: load a ViTMAE with "
+                "mae_hf.load_vit_mae, or convert the weights with `mae-hf convert`"
+            )
         chosen = kwargs if kwargs.keys() & set(_STAGES) else config_dict
         stages = [chosen.get(name) for name in _STAGES]
-        config_dict, kwargs = (
-            {name: value for name, value in fields.items() if name not in _STAGES} for fields in (config_dict, kwargs)
-        )
-        made = super().from_dict(config_dict, **kwargs)
-        config = made[0] if isinstance(made, tuple) else made
+        result = super().from_dict(_without_stages(config_dict), **_without_stages(kwargs))
+        config = result[0] if isinstance(result, tuple) else result  # with return_unused_kwargs=True, a pair
         config.check_fields()
         config.set_output_features_output_indices(*stages)  # now that the depth is known
-        return made
+        return result
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save the configuration; with an `auto_map`, the code of the models too (`save_code`)."""
+        """Save the configuration; with an `auto_map`, also the code of the models (`save_code`)."""
         save_code(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
-        """Choose the feature maps of a backbone, by name or number; raises `ValueError` if there are no such."""
+        """Choose the feature maps of a backbone by name or index; raise `ValueError` for unknown ones."""
         for name, value, kind in (("out_features", out_features, str), ("out_indices", out_indices, int)):
-            if value is not None and not (isinstance(value, list | tuple) and {type(item) for item in value} <= {kind}):
+            if value is not None and not (
+                isinstance(value, (list, tuple)) and {type(item) for item in value} <= {kind}
+            ):
                 raise ValueError(f"{name} must be a list of {kind.__name__}, got {value!r}")
-        self._has_choice = out_features is not None or out_indices is not None
+        self._stages_chosen = out_features is not None or out_indices is not None
         out_features = None if out_features is None else list(out_features)
         super().set_output_features_output_indices(out_features, out_indices)
 
     def to_dict(self) -> dict[str, Any]:
-        """Make the dictionary that is saved; without the feature maps of a backbone unless they were chosen."""
-        made = super().to_dict()
-        for name in ("_has_choice", *(() if self._has_choice else _STAGES)):
-            made.pop(name, None)
-        return made
+        """Return the dictionary to save; it has the feature maps of a backbone only if they were specified."""
+        fields = super().to_dict()
+        fields.pop("_stages_chosen", None)
+        return fields if self._stages_chosen else _without_stages(fields)
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of the feature maps that `MAEBackbone` can give."""
+        """Names of the feature maps that `MAEBackbone` can return."""
         return ["stem", *(f"stage{n}" for n in range(1, 1 + self.num_hidden_layers))]
 
     @property
@@ -239,50 +257,56 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         return grid_of(self.image_size, self.patch_size)
 
     def check_fields(self) -> None:
-        """Raise `ValueError`, naming field and value, unless the values are of the right types, in range and fit."""
+        """Raise `ValueError`, naming field and value, if a value has a wrong type, is out of range or does not fit."""
         if isinstance(self.image_size, list):  # JSON has no tuples
             self.image_size = tuple(self.image_size)
         for name in _COUNTS:
             self._require(name, is_count(getattr(self, name)), "a positive int")
-        for name in _SHARES:
+        for name in _FRACTIONS:
             value = getattr(self, name)
             self._require(name, _is_number(value) and 0 <= value < 1, "a number in [0, 1)")
-        for name in _SWITCHES:
+        for name in _FLAGS:
             self._require(name, isinstance(getattr(self, name), bool), "True or False")
         known = isinstance(self.hidden_act, str) and self.hidden_act in ACT2FN
         self._require("hidden_act", known, "the name of an activation in transformers")
         self._require("pooling", self.pooling in _POOLINGS, f"one of {_POOLINGS}")
-        eps, deviation = self.layer_norm_eps, self.initializer_range
+        eps = self.layer_norm_eps
         self._require("layer_norm_eps", _is_number(eps) and 0 < eps < float("inf"), "a positive number")
-        self._require("initializer_range", _is_number(deviation) and 0 <= deviation < float("inf"), "a number from 0")
+        std = self.initializer_range
+        self._require("initializer_range", _is_number(std) and 0 <= std < float("inf"), "a non-negative number")
         self._check_image_size()
-        for width, heads in (
-            ("hidden_size", "num_attention_heads"),
-            ("decoder_hidden_size", "decoder_num_attention_heads"),
-        ):
-            self._require(width, getattr(self, width) % 4 == 0, "divisible by 4, for the sine-cosine table")
-            fits = getattr(self, width) % getattr(self, heads) == 0
-            self._require(width, fits, f"divisible by {heads} ({getattr(self, heads)})")
-        if not self._has_choice:  # of feature maps: then it is the last one, whatever the depth has become
+        self._check_width("hidden_size", "num_attention_heads")
+        self._check_width("decoder_hidden_size", "decoder_num_attention_heads")
+        if not self._stages_chosen:  # then it is the last one, also when the depth has changed
             self.set_output_features_output_indices(None, None)
+
+    def _check_width(self, width: str, heads: str) -> None:
+        value = getattr(self, width)
+        num_heads = getattr(self, heads)
+        self._require(width, value % 4 == 0, "divisible by 4, for the sine-cosine position embeddings")
+        self._require(width, value % num_heads == 0, f"divisible by {heads} ({num_heads})")
 
     def _check_image_size(self) -> None:
         size = self.image_size
         pair = isinstance(size, tuple) and len(size) == 2 and all(map(is_count, size))
-        self._require("image_size", pair or is_count(size), "a positive int or a pair (height, width) of them")
+        self._require("image_size", pair or is_count(size), "a positive int or a pair (height, width) of positive ints")
         sides = size if isinstance(size, tuple) else (size,)
         fits = all(side % self.patch_size == 0 for side in sides)
         self._require("image_size", fits, f"divisible by patch_size ({self.patch_size})")
 
-    def _require(self, name: str, holds: bool, wanted: str) -> None:
+    def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a positive int; True and False are none."""
+    """Whether a value is a positive int; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _without_stages(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _STAGES}

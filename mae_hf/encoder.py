@@ -1,30 +1,29 @@
-"""The MAE encoder: a plain ViT on the visible patches only (He et al. 2021, section 3 "MAE encoder").
+"""The MAE encoder: a plain ViT applied to visible patches only (He et al. 2021, section 3 "MAE encoder").
 
 Shapes: `B` batch, `N` tokens (class token and visible patches), `D` width.
 """
 
-from fractions import Fraction
-
 from torch import Tensor, nn
 
-from .transformer import Block
+from .transformer import make_blocks
 
 
 class MAEEncoder(nn.Module):
-    """Transformer blocks and a final norm; tokens, positions and masking belong to the model around it.
+    """Transformer blocks and a final norm; tokens, position embeddings and masking belong to the surrounding model.
 
     Args:
         embed_dim: Width `D`.
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Width inside the MLPs divided by `embed_dim`.
-        qkv_bias: Give the fused projections a bias.
+        mlp_dim: Width inside the MLPs; `int(embed_dim * mlp_ratio)` if None.
+        qkv_bias: Add a bias to the fused query, key and value projections.
         drop: Dropout on the output of attention and MLP, in [0, 1).
         attn_drop: Dropout on the attention weights, in [0, 1).
-        drop_path_rate: Stochastic depth of the last block, in [0, 1); it grows linearly from 0 in the first.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it grows linearly from 0 in the first.
         act: Activation of the MLPs.
         eps: Epsilon of the layer norms.
-        final_norm: Normalise the output; classifiers that pool the mean do it after pooling.
+        final_norm: Normalise the output; classifiers with mean pooling normalise after pooling instead.
     """
 
     def __init__(
@@ -32,8 +31,9 @@ class MAEEncoder(nn.Module):
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
-        mlp_ratio: float | Fraction = 4.0,
+        mlp_ratio: float = 4.0,
         *,
+        mlp_dim: int | None = None,
         qkv_bias: bool = True,
         drop: float = 0.0,
         attn_drop: float = 0.0,
@@ -43,19 +43,17 @@ class MAEEncoder(nn.Module):
         final_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio,
-                qkv_bias=qkv_bias,
-                drop=drop,
-                attn_drop=attn_drop,
-                drop_path=drop_path_rate * n / max(depth - 1, 1),
-                act=act,
-                eps=eps,
-            )
-            for n in range(depth)
+        self.blocks = make_blocks(
+            embed_dim,
+            depth,
+            num_heads,
+            int(embed_dim * mlp_ratio) if mlp_dim is None else mlp_dim,
+            qkv_bias=qkv_bias,
+            drop=drop,
+            attn_drop=attn_drop,
+            drop_path_rate=drop_path_rate,
+            act=act,
+            eps=eps,
         )
         self.norm = nn.LayerNorm(embed_dim, eps=eps) if final_norm else nn.Identity()
 

@@ -1,4 +1,4 @@
-"""The code of the models in a saved folder, for `trust_remote_code=True` where this package is not installed."""
+"""Saving the code of the models with a folder, for `trust_remote_code=True` where this package is not installed."""
 
 import shutil
 from os import PathLike
@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-AUTO_MAP = {  # the file and class that each Auto class of transformers makes
+AUTO_MAP = {  # file and class that each Auto class of transformers loads
     "AutoConfig": "configuration_mae.MAEConfig",
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
@@ -17,15 +17,15 @@ AUTO_MAP = {  # the file and class that each Auto class of transformers makes
 
 
 def save_code(config: PretrainedConfig, folder: str | PathLike[str]) -> None:
-    """Copy the code of the models to a folder, and name all of them in the `auto_map` of the configuration.
+    """Copy the code of the models to a folder, and list all models in the `auto_map` of the configuration.
 
-    This is for configurations that have an `auto_map`, or were registered for one (`register_for_auto_class`). Of
-    models it copies nothing that were themselves loaded with `trust_remote_code=True`, or are classes made of ours:
-    transformers copies the code of those.
+    This applies to configurations that have an `auto_map` or are registered for one (`register_for_auto_class`). Models
+    that were loaded with `trust_remote_code=True` and custom subclasses are left to transformers, which copies their
+    code itself.
 
     Args:
-        config: Of the models, before it is saved.
-        folder: Made if it is not there.
+        config: Configuration of the models, before it is saved.
+        folder: Folder to copy to; created if it does not exist.
     """
     auto_map = getattr(config, "auto_map", None) or {}
     own = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
@@ -39,8 +39,8 @@ def save_code(config: PretrainedConfig, folder: str | PathLike[str]) -> None:
 
 
 def code_files() -> list[Path]:
-    """The files of a folder with code: `modeling_mae.py` and what it imports, directly or not."""
+    """Return the files that a folder with code needs: `modeling_mae.py` and all its direct and indirect imports."""
     modeling = Path(__file__).with_name("modeling_mae.py")
-    if not modeling.exists():  # as after `trust_remote_code=True`: the configuration's files are kept apart
+    if not modeling.exists():  # loaded with `trust_remote_code=True`: the files of the configuration lie elsewhere
         return []
     return [modeling, *sorted({Path(name) for name in get_relative_import_files(modeling)})]

@@ -1,7 +1,6 @@
-"""What training needs beside a model: noise that belongs to the sample, and the groups of layer-wise decay.
+"""Masks that depend on the sample alone, and parameter groups for layer-wise learning rate decay.
 
-`MAEForPreTraining` and `MAEForImageClassification` train with transformers' `Trainer` as they are; examples/pretrain.py
-and examples/finetune.py of the repository do so with the official recipes.
+`MAEForPreTraining` and `MAEForImageClassification` train with transformers' `Trainer` unchanged.
 """
 
 import random
@@ -11,68 +10,81 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .configuration_mae import MAEConfig
+from .masking import draw_masks
 from .pretrained import MAEPreTrainedModel
 
 
 def seeded(*parts: int | str | None) -> random.Random:
-    """Make a source of randomness from what it is for: `seeded(seed, "mask", epoch, index)`.
+    """Return a random number generator for one purpose, such as `seeded(seed, "mask", epoch, index)`.
 
-    The same parts give the same numbers in every process, on every machine; other parts give others.
+    Equal parts give equal numbers in every process and on every machine; different parts give different numbers.
     """
     return random.Random("/".join(map(str, parts)))
 
 
 class MaskingCollator:
-    """Stack samples to a batch, with the masking noise of each drawn from a seed, the epoch and its index.
+    """Stack samples to a batch, and draw the mask of each sample from a seed, the epoch and the sample's index.
 
-    Masks then differ between images and between epochs, and are the same however many processes and workers share the
-    work, and when a run is resumed.
+    Masks differ between samples and between epochs. They do not depend on the number of processes and workers, nor on
+    whether a run was resumed.
 
     Args:
-        num_patches: `L`, the patches of an image.
-        seed: Another seed gives other masks.
+        config: Configuration of the model: its grid size and mask ratio.
+        mask: Masking strategy, a key of `mae_hf.masking.MASKS`.
+        seed: Seed of the masks.
+
+    Raises:
+        ValueError: If the strategy is unknown, or the mask ratio is not possible with it.
     """
 
-    def __init__(self, num_patches: int, seed: int = 0) -> None:
-        self.num_patches, self.seed = num_patches, seed
+    def __init__(self, config: MAEConfig, mask: str = "random", seed: int = 0) -> None:
+        self.grid_size = config.grid_size
+        self.mask_ratio = config.mask_ratio
+        self.mask = mask
+        self.seed = seed
+        self._draw(epoch=None, index=0)  # so that a wrong argument fails here, not in a worker
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Make the arguments of `MAEForPreTraining.forward`.
+        """Return the arguments of `MAEForPreTraining.forward`.
 
         Args:
-            samples: Each with "pixel_values" `(C, H, W)`, "index", its place in the dataset, and "epoch"; with None for
-                the epoch, as in evaluation, an image has the same mask each time.
+            samples: Each with "pixel_values" `(C, H, W)`, "index", its position in the dataset, and "epoch". If the
+                epoch is None, as in evaluation, a sample has the same mask each time.
 
         Returns:
-            "pixel_values" `(B, C, H, W)` and "noise" `(B, L)`, uniform in [0, 1).
+            "pixel_values" `(B, C, H, W)`, and "noise" `(B, L)`, uniform in [0, 1), for random masking, else
+            "bool_masked_pos" `(B, L)`, True is masked.
         """
+        masks = [self._draw(sample["epoch"], sample["index"]) for sample in samples]
         return {
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "noise": torch.stack([self._noise(sample["epoch"], sample["index"]) for sample in samples]),
+            **{name: torch.cat([mask[name] for mask in masks]) for name in masks[0]},  # 1 L each -> B L
         }
 
-    def _noise(self, epoch: int | None, index: int) -> Tensor:
+    def _draw(self, epoch: int | None, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seeded(self.seed, "mask", epoch, index).getrandbits(63))
-        return torch.rand(self.num_patches, generator=generator)
+        return draw_masks(self.mask, 1, self.grid_size, self.mask_ratio, generator)
 
 
 def layer_decay_groups(
     model: MAEPreTrainedModel, learning_rate: float, weight_decay: float = 0.05, layer_decay: float = 0.75
 ) -> list[dict[str, Any]]:
-    """Make the parameter groups of layer-wise decay, for any optimizer of PyTorch (appendix A.1).
+    """Return the parameter groups of layer-wise learning rate decay, for any PyTorch optimizer (appendix A.1).
 
-    The head learns with `learning_rate`, and each block below it with `layer_decay` times the rate of the one above;
-    patch embedding, class token and positions are the lowest layer. Vectors, the class token and the positions are
-    free of weight decay, and frozen parameters are left out.
+    The head has the learning rate `learning_rate`, and each block `layer_decay` times the rate of the layer above it.
+    Patch embedding, class token and position embeddings are the lowest layer. Vectors, the class token and the position
+    embeddings have no weight decay. Frozen parameters are left out.
 
     Args:
         model: A `MAEForImageClassification`, or another model with a `MAEModel` in `mae`.
-        learning_rate: Of the highest layer.
-        weight_decay: Of what decays.
-        layer_decay: Factor from one layer to the next one below, in (0, 1]; 1 is none.
+        learning_rate: Learning rate of the highest layer.
+        weight_decay: Weight decay of all other parameters.
+        layer_decay: Factor from one layer to the layer below, in (0, 1]; 1 disables the decay.
 
     Returns:
-        Groups with "params", "lr" and "weight_decay", those of the highest layer first: its rate is the one logged.
+        Groups with "params", "lr" and "weight_decay". Those of the highest layer come first: the first group's rate is
+        the one that is logged.
 
     Raises:
         ValueError: If `layer_decay` is outside (0, 1].
@@ -95,7 +107,7 @@ def layer_decay_groups(
 
 
 def _layer(name: str, top: int) -> int:
-    """0 for what comes before the blocks, 1 to depth for the blocks, `top` for what comes after them."""
+    """Return 0 for parameters below the blocks, 1 to depth for those of the blocks, `top` for those above them."""
     if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
         return 0
     return int(name.split(".")[2]) + 1 if name.startswith("encoder.blocks.") else top

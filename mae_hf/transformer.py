@@ -1,9 +1,7 @@
-"""The transformer block that encoder and decoder are made of (Dosovitskiy et al. 2021, section 3.1).
+"""The transformer block of encoder and decoder (Dosovitskiy et al. 2021, section 3.1).
 
 Shapes: `B` batch, `N` tokens, `D` width.
 """
-
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +12,12 @@ from .attention import Attention
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them.
+    """Two linear layers with an activation in between.
 
     Args:
         dim: Width `D` of input and output.
         hidden_dim: Width between the layers.
-        act: Name in transformers' activation table; "gelu" is the exact one, as in the official model.
+        act: Name of an activation in transformers; "gelu" is the exact one, as in the official model.
     """
 
     def __init__(self, dim: int, hidden_dim: int, act: str = "gelu") -> None:
@@ -34,10 +32,10 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drop the whole branch for some images and scale up the rest.
+    """Stochastic depth (Huang et al. 2016): in training, drop a residual branch for some images and rescale the others.
 
     Args:
-        rate: Share of images whose branch is dropped, in [0, 1).
+        rate: Probability that the branch is dropped for an image, in [0, 1).
 
     Raises:
         ValueError: If `rate` is outside [0, 1).
@@ -53,21 +51,21 @@ class DropPath(nn.Module):
         """Map `(B, N, D)` to `(B, N, D)`."""
         if self.rate == 0.0 or not self.training:
             return x
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate  # one draw an image
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate  # B 1 1: one draw per image
         return x * kept.to(x.dtype) / (1 - self.rate)
 
 
 class Block(GradientCheckpointingLayer):
-    """Pre-norm transformer block: attention, then MLP, each added to its input.
+    """Pre-norm transformer block: attention, then MLP, each with a residual connection.
 
     Args:
         dim: Width `D`.
         num_heads: Attention heads.
-        mlp_ratio: Width inside the MLP divided by `dim`.
-        qkv_bias: Give the fused projection a bias.
+        mlp_dim: Width inside the MLP.
+        qkv_bias: Add a bias to the fused query, key and value projection.
         drop: Dropout on the output of attention and MLP, in [0, 1).
         attn_drop: Dropout on the attention weights, in [0, 1).
-        drop_path: Stochastic depth, in [0, 1).
+        drop_path: Stochastic depth rate, in [0, 1).
         act: Activation of the MLP.
         eps: Epsilon of the layer norms; 1e-6 as in the official model (`mae_vit_*` in models_mae.py).
     """
@@ -76,7 +74,7 @@ class Block(GradientCheckpointingLayer):
         self,
         dim: int,
         num_heads: int,
-        mlp_ratio: float | Fraction = 4.0,
+        mlp_dim: int,
         *,
         qkv_bias: bool = True,
         drop: float = 0.0,
@@ -89,7 +87,7 @@ class Block(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act)
+        self.mlp = Mlp(dim, mlp_dim, act)
         self.drop = nn.Dropout(drop)
         self.drop_path = DropPath(drop_path)
 
@@ -98,3 +96,50 @@ class Block(GradientCheckpointingLayer):
         attended, _ = self.attn(self.norm1(x), **kwargs)
         x = x + self.drop_path(self.drop(attended))
         return x + self.drop_path(self.drop(self.mlp(self.norm2(x))))
+
+
+def make_blocks(
+    dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_dim: int,
+    *,
+    qkv_bias: bool = True,
+    drop: float = 0.0,
+    attn_drop: float = 0.0,
+    drop_path_rate: float = 0.0,
+    act: str = "gelu",
+    eps: float = 1e-6,
+) -> nn.ModuleList:
+    """Build the blocks of an encoder or a decoder.
+
+    Args:
+        dim: Width `D`.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_dim: Width inside the MLPs.
+        qkv_bias: Add a bias to the fused query, key and value projections.
+        drop: Dropout on the output of attention and MLP, in [0, 1).
+        attn_drop: Dropout on the attention weights, in [0, 1).
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it grows linearly from 0 in the first.
+        act: Activation of the MLPs.
+        eps: Epsilon of the layer norms.
+
+    Returns:
+        The blocks, first to last.
+    """
+    drop_paths = [drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
+    return nn.ModuleList(
+        Block(
+            dim,
+            num_heads,
+            mlp_dim,
+            qkv_bias=qkv_bias,
+            drop=drop,
+            attn_drop=attn_drop,
+            drop_path=drop_path,
+            act=act,
+            eps=eps,
+        )
+        for drop_path in drop_paths
+    )

@@ -16,7 +16,7 @@ LATENT, PRED, LOSS = 2e-5, 1e-5, 5e-6
 
 
 def without_key_bias(key, tensor):
-    """Leave out the middle third of a qkv bias: its gradient is exactly zero, and what is stored is noise."""
+    """Leave out the middle third of a qkv bias: its gradient is exactly zero, so the stored one is noise."""
     if not key.endswith("qkv.bias"):
         return tensor
     query, _, value = tensor.chunk(3)
@@ -96,7 +96,7 @@ def test_one_step_gives_the_official_training_checkpoint(tiny_model, golden, ref
 
 @BOTH
 def test_flat_patches(tiny_model, golden, attention):
-    """They show where the epsilon of the normalised target stands: outside the root it moves the loss by 0.35."""
+    """The epsilon of the normalised target is inside the root: outside, their loss would differ by 0.35."""
     for norm_pix_loss, key in ((False, "loss"), (True, "loss_norm_pix")):
         model = tiny_model(norm_pix_loss=norm_pix_loss, attn_implementation=attention)
         with torch.no_grad():

@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from benchmarks.golden_weights import golden_input, golden_tensor
 from benchmarks.parity import converted, measure_differences
-from benchmarks.recipe import recipe_input, recipe_tensor
 from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
-from mae_hf.configuration_mae import PRESETS
 
 TOLERANCES = {"latent": 2e-5, "encoder": 2e-5, "pred": 1e-5, "loss": 5e-6, "loss_norm_pix": 5e-6}
 CLASSIFIERS = {
@@ -21,7 +20,7 @@ CLASSIFIERS = {
 HEAVY = [pytest.param("large", marks=pytest.mark.heavy), pytest.param("huge", marks=pytest.mark.heavy)]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["base", "large", "huge"])
 def test_parameter_counts(reference, preset):
     counts = json.loads((reference / "manifests" / "parameter_counts.json").read_text())[preset]
     with torch.device("meta"):
@@ -35,13 +34,13 @@ def test_parameter_counts(reference, preset):
         assert len(model.state_dict()) == counts[kind]["state_dict_tensors"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["base", "large", "huge"])
 def test_recipe_was_followed(reference, preset):
     checks = json.loads((reference / "full" / "full.json").read_text())["variants"][preset]["weight_checks"]
     manifest = json.loads((reference / "manifests" / f"{preset}_pretrain_full.json").read_text())
     shapes = {entry["key"]: entry["shape"] for entry in manifest}
     for key in ("cls_token", "decoder_pos_embed", "blocks.0.norm1.weight"):
-        assert recipe_tensor(key, shapes[key]).flatten()[:3].tolist() == checks[key]["first"]
+        assert golden_tensor(key, shapes[key]).flatten()[:3].tolist() == checks[key]["first"]
 
 
 @pytest.mark.parametrize("preset", ["base", *HEAVY])
@@ -58,7 +57,7 @@ def test_outputs(tmp_path, preset):
 @pytest.mark.parametrize("preset", ["base", *HEAVY])
 def test_fine_tuned_classifiers(reference, tmp_path, preset):
     golden = load_file(reference / "full" / f"{preset}.safetensors")
-    pixel_values, _ = recipe_input(golden["noise"].shape[1])
+    pixel_values, _ = golden_input(golden["noise"].shape[1])
     folder = converted(preset, tmp_path, "finetuned")
     for attention in ("sdpa", "eager"):
         model = MAEForImageClassification.from_pretrained(folder, attn_implementation=attention)

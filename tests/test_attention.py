@@ -66,7 +66,7 @@ def test_sdpa_runs_wherever_it_is_chosen(tiny_model, dtype, train):
     assert "aten::softmax" not in calls
 
 
-def test_projection_may_go_without_bias():
+def test_projection_without_bias():
     assert Attention(24, 4, qkv_bias=False).qkv.bias is None
 
 
@@ -78,7 +78,7 @@ def test_width_must_be_divisible_by_heads():
 
 
 def pretraining_step(model):
-    """Outputs of a pretraining model, and gradients of what it trains, for the same images and noise every time."""
+    """Outputs of a pretraining model and gradients of its trained weights, for fixed images and noise."""
     model.zero_grad()
     out = model(IMAGES, noise=NOISE)
     out.loss.backward()
@@ -88,7 +88,7 @@ def pretraining_step(model):
 
 @pytest.fixture
 def chosen(tiny_model, tmp_path):
-    """Makes the tiny model with an attention implementation chosen in one of the three ways there are."""
+    """Builds the tiny model with an attention implementation that is chosen in one of three ways."""
 
     def make(way, implementation):
         model = tiny_model(attn_implementation=implementation) if way == "config" else tiny_model()
@@ -113,14 +113,14 @@ def test_eager_and_sdpa_give_a_whole_model_the_same_outputs_and_gradients(chosen
         pretraining_step(chosen(way, name)) for name in ("eager", "sdpa")
     )
     assert_close(sdpa, eager, atol=5e-6, rtol=0)
-    assert not torch.equal(sdpa["logits"], eager["logits"])  # other code ran
+    assert not torch.equal(sdpa["logits"], eager["logits"])  # so different code ran
     assert_close(sdpa_gradients, eager_gradients, atol=5e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 def test_kernels_of_sdpa_agree_with_eager_attention(tiny_model, kernel):
     expected, expected_gradients = pretraining_step(tiny_model(attn_implementation="eager"))
-    with sdpa_kernel(kernel):  # no other may stand in
+    with sdpa_kernel(kernel):  # no other is allowed
         outputs, gradients = pretraining_step(tiny_model(attn_implementation="sdpa"))
     assert_close(outputs, expected, atol=5e-6, rtol=0)
     assert_close(gradients, expected_gradients, atol=5e-6, rtol=1e-4)

@@ -5,7 +5,14 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection, UperNetConfig, UperNetForSemanticSegmentation
 
-from mae_hf import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+from mae_hf import (
+    MAEBackbone,
+    MAEConfig,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEModel,
+    UntrainedWeightsWarning,
+)
 from mae_hf.cli import main
 
 
@@ -16,7 +23,7 @@ def folder(tiny_model, tmp_path):
 
 
 def test_feature_maps_are_the_patches_of_the_chosen_blocks(folder):
-    """In image order, normalised: the last one is what `MAEModel` gives."""
+    """In image order, normalised: the last one equals the output of `MAEModel`."""
     backbone = MAEBackbone.from_pretrained(folder, out_indices=[0, 1, 2])
     images = torch.randn(2, 3, 32, 32)
     encoded = MAEModel.from_pretrained(folder)(images, output_hidden_states=True)
@@ -29,7 +36,7 @@ def test_feature_maps_are_the_patches_of_the_chosen_blocks(folder):
 
 
 def test_images_of_any_size_that_the_patch_divides(folder):
-    """Heads pass on images alone, so the positions are resized unasked."""
+    """Heads pass only images, so the position embeddings are interpolated by default."""
     backbone = MAEBackbone.from_pretrained(folder)
     images = torch.randn(1, 3, 48, 24)
     (feature_map,) = backbone(images).feature_maps
@@ -40,7 +47,7 @@ def test_images_of_any_size_that_the_patch_divides(folder):
         backbone(torch.randn(1, 3, 50, 24))
 
 
-def test_feature_maps_are_chosen_by_name_or_number(tiny_config):
+def test_feature_maps_are_chosen_by_name_or_index(tiny_config):
     assert tiny_config().out_features == ["stage2"]
     assert tiny_config(out_features=["stem", "stage1"]).out_indices == [0, 1]
     config = tiny_config(out_indices=[1, -1])
@@ -89,7 +96,7 @@ def test_default_choice_follows_a_depth_that_is_changed_later(tiny_config, tmp_p
     assert f'"stage{before}"' in (tmp_path / "config.json").read_text()
 
 
-def test_hidden_states_and_attentions_come_if_asked_for(folder):
+def test_hidden_states_and_attentions_are_returned_if_requested(folder):
     backbone = MAEBackbone.from_pretrained(folder, attn_implementation="eager")
     images = torch.randn(1, 3, 32, 32)
     assert backbone(images).keys() == {"feature_maps"}
@@ -120,19 +127,19 @@ def test_backbone_comes_from_the_folder_of_any_model(kind, tiny_config, tmp_path
         assert not info["missing_keys"] and not info["unexpected_keys"]
     weights = getattr(model, "mae", model).state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in backbone.mae.state_dict().items())
-    for made in (backbone, MAEBackbone(model.config)):  # the positions too, as in a classifier
+    for made in (backbone, MAEBackbone(model.config)):  # the position embeddings too, as in a classifier
         assert all(parameter.requires_grad for parameter in made.parameters())
 
 
-def test_backbone_warns_of_a_norm_that_a_classifier_of_the_mean_lacks(tiny_config, tmp_path):
+def test_backbone_warns_about_the_norm_missing_in_a_classifier_with_mean_pooling(tiny_config, tmp_path):
     MAEForImageClassification(tiny_config(pooling="mean")).save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="no norm after the last block"):
+    with pytest.warns(UntrainedWeightsWarning, match="no norm after the last block"):
         MAEBackbone.from_pretrained(tmp_path)
     MAEBackbone.from_pretrained(tmp_path, apply_layernorm=False)  # needs none
 
 
-def pieces(batch):
-    """Images with a bright rectangle each, and the map of where it is."""
+def rectangles(batch):
+    """Images with a bright rectangle each, and the map of its pixels."""
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.zeros(batch, 3, 32, 48), torch.zeros(batch, 32, 48, dtype=torch.long)
     for n in range(batch):
@@ -142,8 +149,8 @@ def pieces(batch):
     return images, labels
 
 
-def test_upernet_segments_on_it(folder, tmp_path):
-    """It learns where the rectangles are, and comes back from its own folder with the same numbers."""
+def test_upernet_segments_with_it(folder, tmp_path):
+    """It learns where the rectangles are, and gives the same numbers after saving and loading."""
     torch.manual_seed(0)
     config = UperNetConfig(
         backbone_config=MAEConfig.from_pretrained(folder, out_indices=[1, 2]),
@@ -154,7 +161,7 @@ def test_upernet_segments_on_it(folder, tmp_path):
     )
     model = UperNetForSemanticSegmentation(config).train()
     model.backbone = MAEBackbone.from_pretrained(folder, out_indices=[1, 2])
-    images, labels = pieces(8)
+    images, labels = rectangles(8)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(40):
         loss = model(images, labels=labels).loss
@@ -163,7 +170,7 @@ def test_upernet_segments_on_it(folder, tmp_path):
         optimizer.zero_grad()
     model.eval()
     found = model(images).logits.argmax(1)
-    assert (found == labels).float().mean() > 0.95  # 0.83 are background
+    assert (found == labels).float().mean() > 0.95  # 0.83 is background
     model.save_pretrained(tmp_path / "upernet")
     again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "upernet").eval()
     assert isinstance(again.backbone, MAEBackbone)
@@ -171,7 +178,7 @@ def test_upernet_segments_on_it(folder, tmp_path):
 
 
 @pytest.mark.heavy  # DETR needs SciPy
-def test_detr_detects_on_it(folder):
+def test_detr_detects_with_it(folder):
     torch.manual_seed(0)
     sizes = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 64))}
     config = DetrConfig(
@@ -198,7 +205,7 @@ def test_detr_detects_on_it(folder):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_auto_backbone_makes_it_from_a_config(folder):
+def test_auto_backbone_builds_it_from_a_config(folder):
     backbone = AutoBackbone.from_config(MAEConfig.from_pretrained(folder, out_features=["stage1"]))
     assert isinstance(backbone, MAEBackbone) and backbone.out_features == ["stage1"]
 
@@ -212,7 +219,7 @@ def test_conversion_keeps_the_choice_of_feature_maps(tiny_config, tmp_path):
 def test_conversion_refuses_a_backbone_without_the_final_norm(tiny_config, tmp_path, capsys):
     MAEBackbone(tiny_config(apply_layernorm=False)).save_pretrained(tmp_path / "backbone")
     assert main(["convert", str(tmp_path / "backbone"), str(tmp_path / "converted")]) == 1
-    assert "lacks the final norm: it is no whole encoder" in capsys.readouterr().err
+    assert "has no final norm, so it is not a complete encoder" in capsys.readouterr().err
 
 
 def test_size_can_be_set_and_blocks_be_checkpointed(folder):

@@ -9,7 +9,7 @@ from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel, grid_
 MODELS = [MAEForPreTraining, MAEModel, MAEForImageClassification]
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{text}")
-    for text in (  # PyTorch of itself: as it imports Inductor, and as Dynamo looks at a tensor behind a graph break
+    for text in (  # PyTorch's own: on importing Inductor, and when Dynamo reads a tensor after a graph break
         "`torch.jit.script_method` is deprecated:DeprecationWarning",
         "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed:UserWarning",
     )
@@ -18,13 +18,13 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def nothing_compiled_before():
-    """Keep what one test compiled from another."""
+    """Reset the compiler between tests."""
     torch.compiler.reset()
 
 
 @pytest.fixture
 def make(tiny_config):
-    """Makes a fresh tiny model of a class, the same every time; the weights of a classifier's head are not small."""
+    """Makes a new tiny model of a class, the same every time; a classifier's head has large weights."""
 
     def made(model_class, **fields):
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def make(tiny_config):
 
 
 def batch(model, size, dynamic=False):
-    """Input of a batch size; all but the images is what a model needs to have a loss, or to be deterministic."""
+    """Input for a batch size: images, and the labels or noise for a deterministic output with a loss."""
     generator = torch.Generator().manual_seed(size)
     inputs = {"pixel_values": torch.randn(size, 3, 32, 32, generator=generator)}
     if isinstance(model, MAEForImageClassification):
@@ -51,7 +51,7 @@ def batch(model, size, dynamic=False):
 
 
 def tensors(model, out):
-    """All tensors of an output; with gradients of the weights in training."""
+    """All tensors of an output; in training, also the gradients of the weights."""
     found = {key: value for key, value in out.items() if torch.is_tensor(value)}
     if model.training:
         model.zero_grad()
@@ -108,15 +108,15 @@ def test_hidden_states_come_from_one_graph_once_transformers_has_hooked_the_bloc
 
 def test_given_mask_breaks_the_graph_and_the_same_mask_as_noise_does_not(make):
     model, images = make(MAEForPreTraining), torch.randn(2, 3, 32, 32)
-    hidden = grid_masking(2, (4, 4), 0.75)
-    expected = model(images, bool_masked_pos=hidden)
+    masked = grid_masking(2, (4, 4), 0.75)
+    expected = model(images, bool_masked_pos=masked)
     whole = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="Data-dependent branching"):  # it counts the hidden ones
-        whole(images, bool_masked_pos=hidden)
-    as_noise = {"noise": hidden.float(), "mask_ratio": (12 - 0.5) / 16}  # the smallest noise is visible
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Data-dependent branching"):  # it counts the masked ones
+        whole(images, bool_masked_pos=masked)
+    as_noise = {"noise": masked.float(), "mask_ratio": (12 - 0.5) / 16}  # the smallest noise is visible
     outs = [model(images, **as_noise), whole(images, **as_noise)]
     torch.compiler.reset()
-    outs.append(torch.compile(model, backend="aot_eager")(images, bool_masked_pos=hidden))  # may break
+    outs.append(torch.compile(model, backend="aot_eager")(images, bool_masked_pos=masked))  # may break
     for out in outs:
-        assert torch.equal(out.mask, hidden.float())
+        assert torch.equal(out.mask, masked.float())
         assert_close((out.loss, out.logits), (expected.loss, expected.logits), atol=5e-6, rtol=0)

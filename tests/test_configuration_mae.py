@@ -1,23 +1,46 @@
 import pytest
+import torch
 from transformers import AutoConfig
 
-from mae_hf import MAEConfig
+from mae_hf import MAEConfig, MAEForPreTraining
+from mae_hf.configuration_mae import PRESETS
+from mae_hf.patch_embed import patchify
 
-SIZES = {  # patch, width, depth, heads, MLP width
-    "base": (16, 768, 12, 12, 3072),
-    "large": (16, 1024, 24, 16, 4096),
-    "huge": (14, 1280, 32, 16, 5120),
+SIZES = {  # patch; width, depth, heads and MLP width of encoder and decoder
+    "tiny": (16, (192, 12, 3, 768), (128, 8, 4, 512)),
+    "small": (16, (384, 12, 6, 1536), (256, 8, 8, 1024)),
+    "base": (16, (768, 12, 12, 3072), (512, 8, 16, 2048)),
+    "large": (16, (1024, 24, 16, 4096), (512, 8, 16, 2048)),
+    "huge": (14, (1280, 32, 16, 5120), (512, 8, 16, 2048)),
 }
+FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_presets_are_the_sizes_of_the_paper(name):
+def test_presets_are_the_sizes_of_the_paper_and_two_smaller_ones(name):
     config = MAEConfig.from_preset(name)
-    found = (config.patch_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    assert (*found, config.intermediate_size) == SIZES[name]
-    decoder = (config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads)
-    assert (*decoder, config.decoder_intermediate_size) == (512, 8, 16, 2048)
+    encoder = tuple(getattr(config, field) for field in FIELDS)
+    decoder = tuple(getattr(config, f"decoder_{field}") for field in FIELDS)
+    assert (config.patch_size, encoder, decoder) == SIZES[name]
     assert (config.layer_norm_eps, config.mask_ratio, config.norm_pix_loss) == (1e-6, 0.75, False)
+
+
+def test_presets_are_in_order_and_every_field_of_them_is_one_of_the_config():
+    assert list(PRESETS) == list(SIZES)
+    for fields in PRESETS.values():
+        assert fields.items() <= MAEConfig(**fields).to_dict().items()
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("tiny", 7_259_968), ("small", 28_330_880)])
+def test_small_presets_train(name, parameters):
+    torch.manual_seed(0)
+    model = MAEForPreTraining(MAEConfig.from_preset(name))
+    assert model.num_parameters() == parameters
+    images = torch.randn(1, 3, 224, 224)
+    out = model(images)
+    assert out.logits.shape == patchify(images, 16).shape == (1, 196, 768)
+    out.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_names_of_the_paper_are_aliases():
@@ -37,11 +60,11 @@ def test_preset_takes_overrides_under_either_name():
     )
 
 
-def test_unknown_preset_or_field_lists_near_ones():
+def test_unknown_preset_or_field_lists_similar_ones():
     with pytest.raises(ValueError, match="unknown preset 'hug'; did you mean 'huge'"):
         MAEConfig.from_preset("hug")
-    with pytest.raises(ValueError, match="unknown preset 'tiny'; known: base, huge, large"):
-        MAEConfig.from_preset("tiny")
+    with pytest.raises(ValueError, match="unknown preset 'vit'; known: base, huge, large, small, tiny"):
+        MAEConfig.from_preset("vit")
     with pytest.raises(ValueError, match="unknown field 'mask_ration'; did you mean 'mask_ratio'"):
         MAEConfig.from_preset("base", mask_ration=0.5)
 
@@ -67,7 +90,7 @@ def test_unknown_preset_or_field_lists_near_ones():
         ("mask_ratio", "0.75", "a number in"),
         ("drop_path_rate", 1.5, "a number in"),
         ("layer_norm_eps", 0, "a positive number, got 0"),
-        ("initializer_range", float("nan"), "a number from 0, got nan"),
+        ("initializer_range", float("nan"), "a non-negative number, got nan"),
         ("norm_pix_loss", 1, "True or False, got 1"),
         ("hidden_act", ["gelu"], r"activation in transformers, got \['gelu'\]"),
         ("hidden_act", "geluu", "activation in transformers, got 'geluu'"),
@@ -89,13 +112,13 @@ def test_mlp_ratio_sets_both_widths_inside_the_mlps():
         MAEConfig(mlp_ratio=-1)
 
 
-def test_a_field_given_under_both_names_is_refused():
-    with pytest.raises(ValueError, match="given under both of its names: embed_dim, hidden_size"):
+def test_a_field_given_by_both_names_is_refused():
+    with pytest.raises(ValueError, match="given by both of its names: embed_dim, hidden_size"):
         MAEConfig.from_preset("base", embed_dim=384, hidden_size=384)
 
 
 def test_a_width_given_twice_is_refused():
-    with pytest.raises(ValueError, match="give the one or the others"):
+    with pytest.raises(ValueError, match="specify either mlp_ratio or the widths"):
         MAEConfig.from_preset("base", mlp_ratio=2, intermediate_size=100)
 
 

@@ -1,4 +1,4 @@
-"""What a model computes and keeps. How long it takes: benchmarks/README.md."""
+"""Operations and activation memory of a model. Speed: benchmarks/README.md."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mae_hf.vit_mae import config_to_vit_mae
 
 
 def encoder_flops(mask_ratio):
-    """Operations in the linear layers of the encoder of base, for one image."""
+    """Operations in the linear layers of base's encoder for one image."""
     with torch.device("meta"):
         model, images = MAEModel(MAEConfig.from_preset("base", depth=2)), torch.empty(1, 3, 224, 224)
     with FlopCounterMode(display=False) as counter:
@@ -27,7 +27,7 @@ def test_the_encoder_computes_for_visible_patches_only(mask_ratio):
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often Python looks at a number in a tensor, for which it has to wait until a GPU has computed it."""
+    """Counts how often Python reads a value of a tensor, for which it would wait for a GPU."""
 
     count = 0
 
@@ -60,15 +60,15 @@ def kept_bytes(model, images):
 
 
 @pytest.mark.parametrize(
-    ("attention", "dtype", "share"),
+    ("attention", "dtype", "fraction"),
     [
         ("sdpa", torch.float32, 0.96),
         ("sdpa", torch.bfloat16, 0.94),
         ("eager", torch.float32, 0.97),
-        ("eager", torch.bfloat16, 0.84),  # weights of attention are kept in one dtype, not in two
+        ("eager", torch.bfloat16, 0.84),  # attention weights are kept in one dtype, not in two
     ],
 )
-def test_a_pretraining_step_keeps_less_than_that_of_transformers(attention, dtype, share):
+def test_a_pretraining_step_keeps_less_than_that_of_transformers(attention, dtype, fraction):
     config = MAEConfig.from_preset("base", depth=2, decoder_depth=2, attn_implementation=attention)
     their_config = config_to_vit_mae(config)
     their_config._attn_implementation = attention
@@ -76,4 +76,4 @@ def test_a_pretraining_step_keeps_less_than_that_of_transformers(attention, dtyp
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         ours = kept_bytes(MAEForPreTraining(config).train(), images)
         theirs = kept_bytes(ViTMAEForPreTraining(their_config).train(), images)
-    assert ours <= share * theirs
+    assert ours <= fraction * theirs

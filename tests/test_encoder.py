@@ -21,3 +21,7 @@ def test_drop_path_grows_linearly_from_zero():
 
 def test_width_of_the_mlp_is_truncated_as_officially():
     assert MAEEncoder(16, 1, 4, mlp_ratio=2.7).blocks[0].mlp.fc1.out_features == int(16 * 2.7)
+
+
+def test_width_of_the_mlp_takes_precedence_over_its_ratio():
+    assert MAEEncoder(16, 1, 4, mlp_ratio=2.7, mlp_dim=21).blocks[0].mlp.fc1.out_features == 21

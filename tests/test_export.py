@@ -8,7 +8,7 @@ from mae_hf import MAEForImageClassification, MAEModel, block_masking
 
 @pytest.fixture
 def exported():
-    """Exports a model with two images; the number of images stays open."""
+    """Exports a model with two images; the batch size stays dynamic."""
 
     def export(model, **inputs):
         batch = torch.export.Dim("batch")
@@ -80,11 +80,11 @@ def test_mask_ratio_is_fixed_as_it_is_exported(exported, tiny_model):
     assert found.mask.sum(dim=1).tolist() == [8, 8, 8]
 
 
-def test_a_mask_of_your_own_is_noise_of_0_and_1(exported, tiny_model):
+def test_a_custom_mask_is_noise_of_0_and_1(exported, tiny_model):
     model = tiny_model()
     program = exported(model, pixel_values=images(2), noise=noise(2)).module()
-    x, hidden = images(3), block_masking(3, model.config.grid_size)
-    assert_same(program(pixel_values=x, noise=hidden.float()), model(x, bool_masked_pos=hidden))
+    x, masked = images(3), block_masking(3, model.config.grid_size)
+    assert_same(program(pixel_values=x, noise=masked.float()), model(x, bool_masked_pos=masked))
 
 
 def test_images_of_another_size_in_a_program_for_that_size(exported, tiny_model):
@@ -99,7 +99,7 @@ def test_images_of_another_size_in_a_program_for_that_size(exported, tiny_model)
 def test_classifier_takes_any_number_of_images(exported, tiny_config, changes):
     model = MAEForImageClassification(tiny_config(num_labels=7, **changes)).eval()
     for weights in model.head.parameters():
-        torch.nn.init.normal_(weights)  # a new head's are so small that all would look the same
+        torch.nn.init.normal_(weights)  # a new head's weights are so small that all outputs would look alike
     program = exported(model, pixel_values=images(2)).module()
     x = images(5)
     assert_same(program(pixel_values=x), model(x))
@@ -108,8 +108,6 @@ def test_classifier_takes_any_number_of_images(exported, tiny_config, changes):
 def test_saved_program_gives_the_same_again(exported, tiny_model, tmp_path):
     model = tiny_model()
     torch.export.save(exported(model, pixel_values=images(2), noise=noise(2)), tmp_path / "mae.pt2")
-    program = torch.export.load(
-        tmp_path / "mae.pt2"
-    ).module()  # wants mae_hf imported: the output is one of its classes
+    program = torch.export.load(tmp_path / "mae.pt2").module()  # needs mae_hf imported: the output is of its class
     x, keys = images(5), noise(5)
     assert_same(program(pixel_values=x, noise=keys), model(x, keys))

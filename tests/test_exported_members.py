@@ -1,11 +1,9 @@
 import importlib
 import pkgutil
-import re
-from pathlib import Path
+
+import pytest
 
 import mae_hf
-
-PACKAGE = Path(mae_hf.__file__).parent
 
 
 def test_all_is_sorted_and_complete():
@@ -23,14 +21,8 @@ def test_every_public_name_has_a_docstring():
         assert not callable(member) or (member.__doc__ or "").strip(), name
 
 
-def test_every_module_says_what_it_is_for():
-    for module in pkgutil.iter_modules([str(PACKAGE)]):
+@pytest.mark.parametrize("package", ["mae_hf", "mae_hf.official"])
+def test_every_module_has_a_docstring(package):
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if module.name not in ("conversion", "model_cards"):
-            assert importlib.import_module(f"mae_hf.{module.name}").__doc__, module.name
-
-
-def test_modules_of_the_model_import_each_other_relatively_and_flat():
-    """Only so does transformers copy all of them into a folder that is saved with its code."""
-    for path in set(PACKAGE.glob("*.py")) - {PACKAGE / "cli.py"}:
-        imports = re.findall(r"^[ \t]*(?:from|import) (?:mae_hf|\.)\S*.*$", path.read_text(), flags=re.MULTILINE)
-        assert all(re.match(r"[ \t]*from \.\w+ import ", line) for line in imports), path
+            assert importlib.import_module(f"{package}.{module.name}").__doc__, module.name

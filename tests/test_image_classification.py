@@ -3,12 +3,12 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
-from mae_hf import MAEForImageClassification, MAEModel
+from mae_hf import MAEForImageClassification, MAEModel, UntrainedWeightsWarning
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 1])
 HEAD = {"head.weight", "head.bias"}
-NEW = {  # what a pretrained encoder lacks
+NEW = {  # missing keys of a pretrained encoder
     "mean": ({"pooling": "mean"}, HEAD | {"fc_norm.weight", "fc_norm.bias"}),
     "class token": ({"pooling": "cls"}, HEAD),
     "linear probe": (
@@ -32,7 +32,7 @@ def classifier(tiny_config):
 
 @pytest.mark.parametrize("case", NEW)
 @pytest.mark.parametrize("whole", [True, False])
-def test_pretrained_folder_lacks_exactly_the_head(tiny_model, tmp_path, case, whole):
+def test_missing_keys_of_a_pretrained_folder_are_exactly_the_head(tiny_model, tmp_path, case, whole):
     fields, new = NEW[case]
     pretrained = tiny_model()
     (pretrained if whole else pretrained.mae).save_pretrained(tmp_path)
@@ -42,10 +42,10 @@ def test_pretrained_folder_lacks_exactly_the_head(tiny_model, tmp_path, case, wh
     assert model(IMAGES).logits.shape == (4, 3)
 
 
-@pytest.mark.parametrize(("fields", "deviation"), [({}, 2e-5), ({"linear_probe": True}, 0.01)])
-def test_new_head_has_the_official_small_weights(classifier, fields, deviation):
+@pytest.mark.parametrize(("fields", "std"), [({}, 2e-5), ({"linear_probe": True}, 0.01)])
+def test_new_head_has_the_official_small_weights(classifier, fields, std):
     *_, linear = classifier(num_labels=1000, **fields).head.modules()
-    assert_close(linear.weight.std().item(), deviation, rtol=0.05, atol=0)
+    assert_close(linear.weight.std().item(), std, rtol=0.05, atol=0)
     assert not linear.bias.any()
 
 
@@ -71,7 +71,7 @@ def test_linear_probe_trains_its_linear_layer_alone_also_after_loading(classifie
         assert probe.head[0].num_batches_tracked == 1 and probe.head[0].running_mean.any()
 
 
-def test_any_classifier_can_be_frozen_but_for_its_head(classifier):
+def test_any_classifier_can_be_frozen_except_for_its_head(classifier):
     model = classifier()
     model.freeze_encoder()
     model(IMAGES, labels=LABELS).loss.backward()
@@ -115,7 +115,7 @@ def test_drop_path_grows_linearly_and_acts_in_training_only(classifier):
     assert torch.equal(model(IMAGES).logits, model(IMAGES).logits)
 
 
-def test_other_image_sizes_for_one_call_and_for_good(classifier):
+def test_other_image_sizes_for_one_call_and_permanently(classifier):
     model = classifier().eval()
     torch.nn.init.normal_(model.head.weight)
     images = torch.randn(2, 3, 48, 40)
@@ -135,9 +135,9 @@ def test_encoder_of_a_classifier_loads_without_the_head(classifier, tmp_path):
     assert_close(encoder(IMAGES).last_hidden_state, model.mae(IMAGES).last_hidden_state)
 
 
-def test_encoder_of_a_classifier_that_pools_the_mean_warns_of_the_norm_that_it_lacks(classifier, tmp_path):
+def test_encoder_of_a_classifier_with_mean_pooling_warns_about_the_missing_norm(classifier, tmp_path):
     classifier(pooling="mean").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="no norm after the last block"):
+    with pytest.warns(UntrainedWeightsWarning, match="no norm after the last block"):
         MAEModel.from_pretrained(tmp_path)
 
 

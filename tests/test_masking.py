@@ -1,8 +1,11 @@
+import math
+import re
+
 import pytest
 import torch
 
 from mae_hf import block_masking, grid_masking, random_masking
-from mae_hf.masking import masking_from_bool
+from mae_hf.masking import MASKS, draw_masks, masking_from_bool
 
 TOKENS = torch.arange(8.0).reshape(1, 8, 1).expand(2, -1, 3)
 NAN = float("nan")
@@ -46,10 +49,10 @@ def test_masking_can_be_differentiated():
 
 
 def test_given_mask_keeps_image_order():
-    hidden = torch.tensor([[1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]).bool()
-    kept, mask, _ = masking_from_bool(TOKENS, hidden)
+    masked = torch.tensor([[1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]).bool()
+    kept, mask, _ = masking_from_bool(TOKENS, masked)
     assert kept[..., 0].tolist() == [[1, 3, 6, 7], [0, 1, 2, 3]]
-    assert torch.equal(mask.bool(), hidden)
+    assert torch.equal(mask.bool(), masked)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +65,15 @@ def test_given_mask_keeps_image_order():
         (lambda: random_masking(TOKENS, 0.5, torch.rand(2, 7)), r"noise must have the shape \(2, 8\), got \(2, 7\)"),
         (lambda: random_masking(TOKENS, 0.5, torch.full((2, 8), NAN)), "noise must not contain NaN"),
         (lambda: masking_from_bool(TOKENS, torch.ones(2, 7) > 0), r"shape \(2, 8\), got \(2, 7\)"),
-        (lambda: masking_from_bool(TOKENS, torch.ones(2, 8) > 0), "hides all 8 patches"),
+        (lambda: masking_from_bool(TOKENS, torch.ones(2, 8) > 0), "masks all 8 patches"),
         (lambda: masking_from_bool(TOKENS, torch.arange(16).reshape(2, 8) < 3), r"in every row, got \[3, 0\]"),
-        (lambda: masking_from_bool(TOKENS, torch.full((2, 8), 0.5)), "nothing but 0 and 1"),
+        (lambda: masking_from_bool(TOKENS, torch.full((2, 8), 0.5)), "only 0 and 1"),
         (lambda: block_masking(1, (4, 4), 1.0), "got 1.0"),
-        (lambda: grid_masking(1, (4, 4), 0.5), "0.75, 0.889"),
+        (lambda: grid_masking(1, (4, 4), 0.5), "0.5 is not possible .* on a 4x4 grid: the nearest are 0 and 0.75"),
+        (lambda: grid_masking(1, (14, 14), 0.8), "on a 14x14 grid: the nearest are 0.75 and 0.889"),
+        (lambda: grid_masking(1, (4, 14), 0.97), "on a 4x14 grid: the nearest is 0.938"),
         (lambda: grid_masking(1, (4, 4), -1.0), "got -1.0"),
+        (lambda: draw_masks("blok", 1, (4, 4), 0.75), "unknown masking strategy 'blok'; known: random, block, grid"),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):
@@ -77,7 +83,7 @@ def test_wrong_arguments_are_refused(call, message):
 
 @pytest.mark.parametrize("grid", [(14, 14), (4, 8), (2, 2), (1, 16)])
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 0.75])
-def test_blocks_hide_as_many_patches_as_random_masking(grid, ratio):
+def test_blocks_mask_as_many_patches_as_random_masking(grid, ratio):
     masks = block_masking(3, grid, ratio)
     length = grid[0] * grid[1]
     assert masks.sum(dim=1).tolist() == [length - int(length * (1 - ratio))] * 3
@@ -104,10 +110,49 @@ def test_grid_keeps_one_of_every_four():
     assert (~grid_masking(1, (6, 6), 8 / 9)).sum() == 4
 
 
+@pytest.mark.parametrize("side", [1, 2, 7, 14, 31, 32, 64])
+def test_grid_accepts_every_ratio_that_its_error_names(side):
+    for thousandths in range(1000):
+        try:
+            grid_masking(1, (side, side + 3), thousandths / 1000)
+        except ValueError as error:
+            nearest = re.findall(r"[\d.]+", str(error).partition("nearest")[2])
+            assert 1 <= len(nearest) <= 2
+            for ratio in map(float, nearest):
+                grid_masking(1, (side, side + 3), ratio)
+
+
+@pytest.mark.parametrize("strategy", MASKS)
+def test_every_strategy_gives_a_keyword_argument_of_the_models(fresh, strategy):
+    (name, masks), *others = draw_masks(strategy, 2, (4, 4), 0.75, torch.Generator().manual_seed(0)).items()
+    again = draw_masks(strategy, 2, (4, 4), 0.75, torch.Generator().manual_seed(0))[name]
+    assert not others and masks.shape == (2, 16) and torch.equal(masks, again)
+    out = fresh()(torch.zeros(2, 3, 32, 32), mask_ratio=0.75, **{name: masks})
+    assert out.mask.sum(dim=1).tolist() == [12, 12]
+    expected = masks if name == "bool_masked_pos" else masks.argsort(dim=1).argsort(dim=1) >= 4
+    assert torch.equal(out.mask.bool(), expected)
+
+
+def test_random_masks_are_plain_uniform_noise():
+    """Its numbers are those of a single call of `torch.rand`: figures and runs of a seed stay the same."""
+    noise = draw_masks("random", 2, (3, 5), 0.75, torch.Generator().manual_seed(3))["noise"]
+    assert torch.equal(noise, torch.rand(2, 15, generator=torch.Generator().manual_seed(3)))
+
+
+def test_a_new_strategy_is_one_function_and_one_line(monkeypatch):
+    def left_half(batch_size, grid_size, mask_ratio, generator):
+        masked = torch.arange(math.prod(grid_size)) % grid_size[1] < grid_size[1] // 2
+        return masked.repeat(batch_size, 1)
+
+    monkeypatch.setitem(MASKS, "left", left_half)
+    masks = draw_masks("left", 2, (2, 4), 0.5)
+    assert masks["bool_masked_pos"].tolist() == [[True, True, False, False] * 2] * 2
+
+
 @pytest.mark.parametrize("length", [49, 196, 256])
 def test_mask_is_the_same_as_noise_with_half_a_patch_less(length):
-    """So a given mask is compiled: the exact ratio would hide one more patch now and then, by rounding."""
-    for hidden in range(1, length):
-        mask = (torch.arange(length) < hidden).float().unsqueeze(0)
-        found = random_masking(torch.zeros(1, length, 1), (hidden - 0.5) / length, mask)
+    """So a given mask is compiled: the exact ratio would mask one more patch now and then, by rounding."""
+    for masked in range(1, length):
+        mask = (torch.arange(length) < masked).float().unsqueeze(0)
+        found = random_masking(torch.zeros(1, length, 1), (masked - 0.5) / length, mask)
         assert torch.equal(found.mask, mask)

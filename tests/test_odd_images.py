@@ -1,9 +1,8 @@
-"""Files that users have: of every mode, turned, thin, huge, through `reconstruct`, the command and the pipelines."""
+"""Image files of every mode, rotated, thin or huge, in `reconstruct`, the command and the pipelines."""
 
 import re
 import struct
 import zlib
-from pathlib import Path
 
 import numpy
 import pytest
@@ -15,9 +14,9 @@ from mae_hf import MAEForImageClassification, reconstruct
 from mae_hf.cli import main
 from mae_hf.image_processor import image_processor
 from mae_hf.reconstruction import open_image
+from tests.helpers import CHELSEA
 
-CHELSEA = Path(__file__).resolve().parent.parent / "examples" / "demo" / "chelsea.png"
-TURN_RIGHT = 6  # orientation in EXIF: what the camera's sensor saw must be turned to the right
+TURN_RIGHT = 6  # EXIF orientation: the stored pixels must be rotated to the right
 FILES = {
     "rgb.png": "RGB",
     "rgb.jpg": "RGB",
@@ -42,7 +41,7 @@ def chelsea():
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """Of a pretraining model, with its processor."""
+    """Folder of a pretraining model and its processor."""
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")
     image_processor(model.config).save_pretrained(tmp_path / "model")
@@ -51,7 +50,7 @@ def folder(tiny_model, tmp_path):
 
 @pytest.fixture
 def prepared(tiny_model, folder, tmp_path, capsys):
-    """Gives the pixels that the model gets for a file, once all ways have been seen to prepare it in the same way."""
+    """Returns the pixels of a file, after checking that all ways of preparing it agree."""
     extractor = pipeline("image-feature-extraction", model=folder)
     classifier_model = MAEForImageClassification(tiny_model().config).eval()
     processor = image_processor(classifier_model.config)
@@ -73,8 +72,8 @@ def prepared(tiny_model, folder, tmp_path, capsys):
         out = tmp_path / "out.png"
         assert main(["reconstruct", str(path), "--model", folder, "--output", str(out)]) == 0
         assert capsys.readouterr() == (f"{out}\n", "")
-        with Image.open(out) as picture:
-            return picture.crop((8, 26, 8 + 224, 26 + 224)).resize((32, 32), Image.Resampling.NEAREST)
+        with Image.open(out) as figure:
+            return figure.crop((8, 26, 8 + 224, 26 + 224)).resize((32, 32), Image.Resampling.NEAREST)
 
     return prepared
 
@@ -85,7 +84,7 @@ def to_bytes(normalised):
 
 
 def pixels_of(image):
-    """What the processor makes of an upright image in RGB, for the tiny model."""
+    """The processor's output for an upright RGB image and the tiny model."""
     width, height = image.size
     size = (36, 36 * height // width) if width <= height else (36 * width // height, 36)
     left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
@@ -95,7 +94,7 @@ def pixels_of(image):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_every_mode_are_prepared_in_one_way_by_all(chelsea, prepared, tmp_path, name):
+def test_files_of_every_mode_are_prepared_alike_by_all(chelsea, prepared, tmp_path, name):
     image = chelsea.convert(FILES[name])
     if "A" in image.getbands():
         image.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -108,7 +107,7 @@ def test_files_of_every_mode_are_prepared_in_one_way_by_all(chelsea, prepared, t
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
 def test_colour_that_stands_for_transparency_is_shown(tiny_model, chelsea, tmp_path, mode):
-    """Officially it is a colour like others. (The pipelines of transformers show it white.)"""
+    """Officially it is a colour like any other. (The pipelines of transformers show it white.)"""
     image = chelsea.quantize(4).convert(mode)
     transparent = image.getpixel((45, 30))
     image.save(tmp_path / "photo.png", transparency=transparent)
@@ -131,14 +130,14 @@ def test_cmyk_of_a_jpeg_shows_the_photograph(chelsea, prepared, tmp_path):
 
 
 def turned(image, path, **options):
-    """Save an image as a camera does that was held upright: on its side, with a note in the EXIF data."""
+    """Save an image like a camera held upright: rotated, with its orientation in the EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = TURN_RIGHT
     image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, **options)
     return path
 
 
-def test_images_are_turned_as_their_exif_data_say(tiny_model, chelsea, prepared, tmp_path):
+def test_exif_orientation_is_applied(tiny_model, chelsea, prepared, tmp_path):
     assert torch.equal(prepared(turned(chelsea, tmp_path / "turned.png")), pixels_of(chelsea))
     photograph = turned(chelsea, tmp_path / "turned.jpg", quality=100, subsampling=0)
     found = prepared(photograph)
@@ -183,7 +182,7 @@ def claiming(width, height, path):
 
 def test_decompression_bomb_is_refused_in_a_line(tiny_model, folder, tmp_path, capsys):
     bomb, out = claiming(20000, 20000, tmp_path / "bomb.png"), tmp_path / "out.png"
-    message = r"bomb.png is no image that can be read: Image size \(400000000 pixels\) exceeds limit"
+    message = r"bomb.png cannot be read as an image: Image size \(400000000 pixels\) exceeds limit"
     with pytest.raises(ValueError, match=message):
         reconstruct(tiny_model(), bomb)
     assert main(["reconstruct", str(CHELSEA), str(bomb), "--model", folder, "--output", str(out)]) == 1
@@ -195,47 +194,47 @@ def test_decompression_bomb_is_refused_in_a_line(tiny_model, folder, tmp_path, c
 
 
 @pytest.mark.parametrize("end", [20, 60, -20])
-def test_photograph_that_breaks_off_is_refused_in_a_line(tiny_model, folder, chelsea, tmp_path, capsys, end):
+def test_truncated_photograph_is_refused_in_a_line(tiny_model, folder, chelsea, tmp_path, capsys, end):
     chelsea.save(tmp_path / "whole.jpg")
     (tmp_path / "part.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:end])
-    with pytest.raises(ValueError, match=r"part.jpg is no image that can be read"):
+    with pytest.raises(ValueError, match=r"part.jpg cannot be read as an image"):
         reconstruct(tiny_model(), tmp_path / "part.jpg")
     out = tmp_path / "out.png"
     assert main(["reconstruct", str(tmp_path / "part.jpg"), "--model", folder, "--output", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "part.jpg is no image that can be read" in error and error.count("\n") == 1
+    assert "part.jpg cannot be read as an image" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_more_than_8_bits_a_channel_are_refused_in_a_line(tiny_model, folder, tmp_path, capsys, mode):
     """The pipelines of transformers take them, and Pillow clips them to white."""
     image = Image.new(mode, (40, 40), 30000)
-    with pytest.raises(ValueError, match=f"an image of mode {mode} has more than 8 bits a channel"):
+    with pytest.raises(ValueError, match=f"an image of mode {mode} has more than 8 bits per channel"):
         reconstruct(tiny_model(), image)
     image.save(tmp_path / "deep.tiff")
     out = tmp_path / "out.png"
     assert main(["reconstruct", str(tmp_path / "deep.tiff"), "--model", folder, "--output", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "has more than 8 bits a channel: convert it to 8 first" in error and error.count("\n") == 1
+    assert "has more than 8 bits per channel: convert it to 8 bits first" in error and error.count("\n") == 1
 
 
-def test_images_without_a_pixel_are_refused(tiny_model):
-    with pytest.raises(ValueError, match="an image of 0x5 pixels has none"):
+def test_empty_images_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="an image of 0x5 pixels is empty"):
         reconstruct(tiny_model(), Image.new("RGB", (0, 5)))
 
 
 @pytest.mark.parametrize("size", [(1, 1001), (3000, 1)])
 def test_images_more_than_1000_times_as_long_as_wide_are_refused(tiny_model, folder, tmp_path, capsys, size):
     """The shorter side goes to 256 pixels: 1 x 3000 pixels would become 200 megapixels, of which 0.03 % are shown."""
-    message = f"an image of {size[0]}x{size[1]} pixels is too thin: crop it to what matters"
+    message = f"an image of {size[0]}x{size[1]} pixels is too thin: crop it first"
     with pytest.raises(ValueError, match=message):
         reconstruct(tiny_model(), Image.new("RGB", size))
     Image.new("RGB", size).save(tmp_path / "thin.png")
     command = ["reconstruct", str(tmp_path / "thin.png"), "--model", folder, "--output", str(tmp_path / "out.png")]
     assert main(command) == 1
-    assert capsys.readouterr().err == f"mae-hf: {tmp_path / 'thin.png'} is not taken: {message}\n"
+    assert capsys.readouterr().err == f"mae-hf: {tmp_path / 'thin.png'} is not supported: {message}\n"
 
 
-def test_images_1000_times_as_long_as_wide_are_taken(prepared, tmp_path):
+def test_images_1000_times_as_long_as_wide_are_prepared(prepared, tmp_path):
     Image.linear_gradient("L").resize((1000, 1)).save(tmp_path / "thin.png")
     prepared(tmp_path / "thin.png")

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from mae_hf import Block, MAEForImageClassification, MAEForPreTraining, MAEModel
-from mae_hf.modeling_mae import reconstruction_loss
+from mae_hf.loss import reconstruction_loss
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand(4, 16, generator=torch.Generator().manual_seed(0))
@@ -32,7 +32,7 @@ def make(tiny_config):
 
 
 def train(model, inputs, autocast=None):
-    """Losses of five steps; whatever is not finite on the way fails."""
+    """Losses of five steps; fails if a gradient or weight is not finite."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(5):
@@ -65,7 +65,7 @@ def test_training_weights_of_bfloat16_is_finite_and_close_to_float32(make, tmp_p
     model = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16).train()
     losses = train(model, inputs)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    # steps below 1/256 of a weight are lost: the losses go astray a little more than under autocast
+    # steps below 1/256 of a weight are lost: the losses differ a little more than under autocast
     assert_close(losses.float(), train(make(model_class, fields), inputs), rtol=1e-2, atol=0)
 
 
@@ -85,14 +85,14 @@ def test_loss_of_half_precision_weights_is_float32(make, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_loss_of_several_labels_is_float32_at_least(make, dtype):
+def test_loss_of_several_labels_is_float32_or_wider(make, dtype):
     model = make(MAEForImageClassification, {"num_labels": 3}).to(dtype)
     labels = torch.tensor([[0, 1, 0.5]] * 4, dtype=dtype)  # in the dtype of the weights too
     assert model(IMAGES, labels=labels).loss.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def gradients(model, inputs):
-    """Gradients for one seed, which masking, dropout and drop path draw from; blocks are seen as they run."""
+    """Gradients for one seed of masking, dropout and drop path, and the number of blocks that ran."""
     runs = []
     for block in (module for module in model.modules() if isinstance(module, Block)):
         block.norm1.register_forward_hook(lambda *_: runs.append(1))

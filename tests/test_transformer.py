@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mae_hf import Block, Mlp
-from mae_hf.transformer import DropPath
+from mae_hf.transformer import DropPath, make_blocks
 
 
 def test_mlp_uses_the_exact_gelu():
@@ -11,11 +11,11 @@ def test_mlp_uses_the_exact_gelu():
 
 
 def test_block_adds_both_branches_to_its_input():
-    block, x = Block(16, 4, eps=1e-5), torch.randn(2, 3, 16)
+    block, x = Block(16, 4, 64, eps=1e-5), torch.randn(2, 3, 16)
     middle = x + block.attn(block.norm1(x))[0]
     torch.testing.assert_close(block(x), middle + block.mlp(block.norm2(middle)))
     assert block.norm1.eps == block.norm2.eps == 1e-5
-    assert Block(16, 4).norm1.eps == 1e-6
+    assert Block(16, 4, 64).norm1.eps == 1e-6
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
@@ -30,7 +30,19 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
 
 
 def test_dropout_of_a_block_acts_in_training_only():
-    block, x = Block(16, 4, drop=0.5), torch.randn(1, 3, 16)
+    block, x = Block(16, 4, 64, drop=0.5), torch.randn(1, 3, 16)
     assert not torch.equal(block(x), block(x))
     assert torch.equal(block.eval()(x), block(x))
-    torch.testing.assert_close(Block(16, 4, drop=1.0)(x), x)  # of both branches nothing is left
+    torch.testing.assert_close(Block(16, 4, 64, drop=1.0)(x), x)  # nothing is left of both branches
+
+
+def test_blocks_are_made_alike_but_for_drop_path_which_grows_linearly_from_zero():
+    blocks = make_blocks(
+        16, 5, 4, 40, qkv_bias=False, drop=0.1, attn_drop=0.2, drop_path_rate=0.2, act="relu", eps=1e-5
+    )
+    torch.testing.assert_close([block.drop_path.rate for block in blocks], [0.0, 0.05, 0.1, 0.15, 0.2])
+    for block in blocks:
+        assert block.mlp.fc1.out_features == 40 and block.attn.num_heads == 4 and block.attn.qkv.bias is None
+        assert (block.drop.p, block.attn.attn_drop, block.norm1.eps, block.norm2.eps) == (0.1, 0.2, 1e-5, 1e-5)
+        assert isinstance(block.mlp.act, torch.nn.ReLU)
+    assert make_blocks(16, 1, 4, 64, drop_path_rate=0.2)[0].drop_path.rate == 0
