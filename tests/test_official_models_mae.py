@@ -9,31 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.recipe import recipe_input, recipe_tensor
-from mae_hf import (
-    MAEForPreTraining,
-    MAEViTBase,
-    MAEViTHuge,
-    MAEViTLarge,
-    MaskedAutoencoder,
-    create_model,
-    list_models,
-    mae,
-    mae_vit_base_patch16,
-)
+from benchmarks.golden_weights import golden_input, golden_tensor
+from mae_hf import MAEForPreTraining, MAEViTBase, MAEViTHuge, MAEViTLarge, MaskedAutoencoder, mae_vit_base_patch16
 from mae_hf.conversion import convert
-from mae_hf.conversion.config import Hints
-
-TINY = {
-    "img_size": 32,
-    "patch_size": 8,
-    "embed_dim": 64,
-    "depth": 2,
-    "num_heads": 4,
-    "decoder_embed_dim": 32,
-    "decoder_depth": 2,
-    "decoder_num_heads": 4,
-}
+from mae_hf.official import models_mae
+from tests.helpers import HEADS
+from tests.helpers.official import TINY_MAE as TINY
 
 
 @pytest.fixture
@@ -56,8 +37,8 @@ def test_factory_without_arguments_gives_the_golden_prediction_of_base(reference
     stored = load_file(reference / "full" / "base.safetensors")
     shapes = json.loads((reference / "manifests" / "base_pretrain_full.json").read_text())
     model = mae_vit_base_patch16().eval()
-    model.load_state_dict({entry["key"]: recipe_tensor(entry["key"], entry["shape"]) for entry in shapes}, strict=True)
-    images, noise = recipe_input(196)
+    model.load_state_dict({entry["key"]: golden_tensor(entry["key"], entry["shape"]) for entry in shapes}, strict=True)
+    images, noise = golden_input(196)
     with torch.no_grad():
         loss, pred, mask = model(images, mask_ratio=0.75, noise=noise)
     assert_close(pred, stored["pred"], atol=1e-5, rtol=0)
@@ -98,7 +79,7 @@ def test_missing_and_unexpected_keys_are_reported_by_their_official_names(model,
 
 def test_converting_its_state_dict_gives_the_same_model(model, golden, tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
-    convert(tmp_path / "own.pth", tmp_path / "own", hints=Hints(4, 4))
+    convert(tmp_path / "own.pth", tmp_path / "own", **HEADS)
     out = MAEForPreTraining.from_pretrained(tmp_path / "own")(golden["pixel_values"], noise=golden["noise"])
     assert_close(out.logits, golden["mask_0.75.pred"], atol=1e-5, rtol=0)
 
@@ -137,7 +118,7 @@ def test_optimizer_state_of_an_official_training_checkpoint_fits(reference):
 
 
 def test_steps_of_the_official_visualisation_notebook(reference, golden):
-    model = mae.mae_vit_large_patch16_dec512d8b(**TINY)
+    model = models_mae.mae_vit_large_patch16_dec512d8b(**TINY)
     checkpoint = torch.load(reference / "tiny" / "full.pth", map_location="cpu", weights_only=True)
     message = model.load_state_dict(checkpoint["model"], strict=False)
     assert not message.missing_keys and not message.unexpected_keys
@@ -186,7 +167,7 @@ def test_parameters_have_one_order_inside_wrappers_too(model):
     assert [id(parameter) for parameter in nn.Sequential(model).parameters()] == expected
 
 
-def test_subclass_may_add_modules_and_mask_by_its_own_rule(golden):
+def test_subclass_may_add_modules_and_override_masking(golden):
     class FirstPatches(MaskedAutoencoder):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -223,20 +204,20 @@ def test_pretrained_encoder_loads_from_an_encoder_file_and_from_a_full_file(refe
     assert not torch.equal(model.decoder_pred.weight, before)
 
 
-def test_weights_that_are_no_encoder_of_this_model_are_refused(reference, tiny_weights, tmp_path):
+def test_weights_that_do_not_fit_this_model_are_refused(reference, tiny_weights, tmp_path):
     resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}
     torch.save(resnet, tmp_path / "resnet.pth")
     model = MaskedAutoencoder(**TINY)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"no encoder of this model: it lacks cls_token.* and \d+ more"):
+    with pytest.raises(ValueError, match=r"does not fit this model: missing keys: cls_token.* and \d+ more"):
         model.load_pretrained_encoder(tmp_path / "resnet.pth")
-    with pytest.raises(ValueError, match="it lacks norm.weight, norm.bias"):
+    with pytest.raises(ValueError, match="missing keys: norm.weight, norm.bias"):
         model.load_pretrained_encoder(reference / "tiny" / "finetuned.pth")
-    with pytest.raises(ValueError, match="does not have its head.weight, head.bias"):
+    with pytest.raises(ValueError, match="unexpected keys: head.weight, head.bias"):
         model.load_pretrained_encoder(reference / "tiny" / "finetuned_cls.pth")
     tiny_weights["pos_embed"] = torch.zeros(1, 5, 64)
     torch.save({"model": tiny_weights}, tmp_path / "other_size.pth")
-    with pytest.raises(ValueError, match="of another shape are its pos_embed"):
+    with pytest.raises(ValueError, match="size mismatch: pos_embed"):
         model.load_pretrained_encoder(tmp_path / "other_size.pth")
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
 
@@ -249,23 +230,29 @@ def test_weights_that_are_no_encoder_of_this_model_are_refused(reference, tiny_w
         (MAEViTHuge, "mae_vit_huge_patch14", (14, 1280, 32, 16, 657_074_508)),
     ],
 )
-def test_registry_makes_the_three_sizes(variant, name, sizes):
+def test_factories_make_the_three_sizes_of_the_paper(variant, name, sizes):
     with torch.device("meta"):
-        for model in (create_model(name), create_model(f"{name}_dec512d8b")):
+        for factory in (models_mae.__dict__[name], models_mae.__dict__[f"{name}_dec512d8b"]):
+            model = factory()
             config = model.config
             assert type(model) is variant
             found = (config.patch_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
             assert (*found, sum(p.numel() for p in model.parameters())) == sizes
     for number in sizes:
         assert f"{number:,}" in variant.__doc__ or str(number) in variant.__doc__
-    assert {name, f"{name}_dec512d8b"} <= set(list_models())
 
 
-def test_unknown_names_list_near_ones():
-    with pytest.raises(ValueError, match="unknown model 'mae_vit_base_patch14'; did you mean 'mae_vit_base_patch16'"):
-        create_model("mae_vit_base_patch14")
-    with pytest.raises(ValueError, match="unknown argument 'image_size'; did you mean 'img_size'"):
-        create_model("mae_vit_base_patch16", image_size=32)
+def test_official_class_name_is_an_alias():
+    assert models_mae.MaskedAutoencoderViT is MaskedAutoencoder
+
+
+@pytest.mark.parametrize("make", [mae_vit_base_patch16, MAEViTBase, MaskedAutoencoder])
+def test_unknown_argument_is_refused_by_name(make):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'image_size'"):
+        make(image_size=32)
+
+
+def test_wrong_values_are_refused_by_name():
     with pytest.raises(ValueError, match=r"image_size must be divisible by patch_size \(8\), got 33"):
         MaskedAutoencoder(**{**TINY, "img_size": 33})
     with pytest.raises(ValueError, match=r"images have \(48, 32\) pixels, .* img_size=\(32, 32\)"):

@@ -1,45 +1,49 @@
-"""The calling convention of the official repository: constructor, methods, return values, key names, model names."""
+"""The official pretraining model: constructor, methods, return values, key names and model names of models_mae.py.
+
+Shapes: `B` batch, `C` channels, `H W` pixels, `P` patch side, `L` patches, `L_keep` visible patches, `D` width.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, read_checkpoint
-from .configuration_mae import MAEConfig, unknown_name
-from .decoder import restore_order
-from .masking import DEFAULT_MASK_RATIO, random_masking
-from .modeling_mae import MAEForPreTraining, reconstruction_loss
-from .official import LAYER_NORM, arguments_of_size, check_size, epsilon_of
-from .patch_embed import patchify, unpatchify
-from .vit import VisionTransformer, vit_base_patch16, vit_huge_patch14, vit_large_patch16
+from ..checkpoint import CheckpointError, read_checkpoint
+from ..configuration_mae import PRESETS, MAEConfig
+from ..decoder import restore_order
+from ..loss import reconstruction_loss
+from ..masking import DEFAULT_MASK_RATIO, random_masking
+from ..modeling_mae import MAEForPreTraining
+from ..patch_embed import patchify, unpatchify
+from .common import GROUPS, LAYER_NORM, check_size, encoder_arguments, epsilon_of
 
 
 class MaskedAutoencoder(nn.Module):
-    """`MaskedAutoencoderViT` of the official repository for its callers.
+    """`MaskedAutoencoderViT` of the official repository.
 
-    Modules and parameters have the official names in the official order, so that checkpoints of official runs fit, and
-    those of their optimizers. They are the parts of a `MAEForPreTraining`, which was made with `config`.
+    Modules and parameters have the official names in the official order, so checkpoints of official runs load, and so
+    do the states of their optimizers. They are the parts of a `MAEForPreTraining` built from `config`.
 
     Args:
         img_size: Side or `(H, W)` of the images, in pixels.
         patch_size: Patch side in pixels.
-        in_chans: Channels.
+        in_chans: Number of channels.
         embed_dim: Width of the encoder.
-        depth: Blocks of the encoder.
-        num_heads: Heads of the encoder.
+        depth: Number of encoder blocks.
+        num_heads: Attention heads of the encoder.
         decoder_embed_dim: Width of the decoder.
-        decoder_depth: Blocks of the decoder.
-        decoder_num_heads: Heads of the decoder.
-        mlp_ratio: Width inside the MLPs divided by that outside.
+        decoder_depth: Number of decoder blocks.
+        decoder_num_heads: Attention heads of the decoder.
+        mlp_ratio: Width inside the MLPs divided by the width outside.
         norm_layer: `nn.LayerNorm`, or a `partial` of it that sets `eps`. All official models are built with 1e-6, the
-            default here; the official constructor itself defaults to PyTorch's 1e-5: pass `nn.LayerNorm` for it.
+            default here; the official constructor itself defaults to PyTorch's 1e-5: pass `nn.LayerNorm` for that.
         norm_pix_loss: Predict normalised patches.
 
     Raises:
-        ValueError: If an argument is wrong; the message gives its name in the config.
+        ValueError: If a value is invalid; the message names the config field.
     """
 
     def __init__(
@@ -91,18 +95,18 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, imgs: Tensor, mask_ratio: float = DEFAULT_MASK_RATIO, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruct images.
+        """Mask patches, encode the visible ones and predict all of them.
 
         Args:
             imgs: `(B, C, H, W)`.
-            mask_ratio: Share of patches to hide, in [0, 1).
-            noise: `(B, L)`, the smallest are kept; random if None.
+            mask_ratio: Fraction of patches to mask, in [0, 1).
+            noise: `(B, L)`; the patches with the smallest values stay visible. Random if None.
 
         Returns:
-            Loss (NaN at mask ratio 0, as officially), predicted patches `(B, L, P * P * C)`, mask `(B, L)`, 1 hidden.
+            Loss (NaN at mask ratio 0, as officially), predicted patches `(B, L, P * P * C)`, mask `(B, L)`, 1 masked.
 
         Raises:
-            ValueError: If images, ratio or noise do not fit.
+            ValueError: If the shape of `imgs` or `noise`, or `mask_ratio`, is invalid.
         """
         latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, noise)
         pred = self.forward_decoder(latent, ids_restore)
@@ -118,7 +122,7 @@ class MaskedAutoencoder(nn.Module):
         """
         check_size(x, self.patch_embed)
         x = self.patch_embed(x) + self.pos_embed[:, 1:]  # B C H W -> B L D
-        given = {} if noise is None else {"noise": noise}  # a subclass's own random_masking need not take it
+        given = {} if noise is None else {"noise": noise}  # a subclass's random_masking may not accept noise
         x, mask, ids_restore = self.random_masking(x, mask_ratio, **given)  # B L_keep D
         cls_tokens = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls_tokens, x], dim=1)  # B 1+L_keep D
@@ -129,7 +133,7 @@ class MaskedAutoencoder(nn.Module):
     def random_masking(
         self, x: Tensor, mask_ratio: float, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep a random subset of tokens `(B, L, D)`; override it for masks of your own."""
+        """Keep a random subset of the tokens `(B, L, D)`; override it for custom masks."""
         return random_masking(x, mask_ratio, noise)
 
     def forward_decoder(self, x: Tensor, ids_restore: Tensor) -> Tensor:
@@ -140,87 +144,103 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 
     def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error over the hidden patches."""
+        """Compute the mean squared error over the masked patches."""
         return reconstruction_loss(self.patchify(imgs), pred, mask, self.norm_pix_loss)
 
     def patchify(self, imgs: Tensor) -> Tensor:
-        """Cut images `(B, C, H, W)` into patches `(B, L, P * P * C)`."""
+        """Split images `(B, C, H, W)` into patches `(B, L, P * P * C)`."""
         return patchify(imgs, self.patch_embed.patch_size[0])
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """Put patches `(B, L, P * P * C)` together to images `(B, C, H, W)`."""
+        """Assemble patches `(B, L, P * P * C)` into images `(B, C, H, W)`."""
         return unpatchify(x, self.patch_embed.patch_size[0], self.patch_embed.img_size)
 
     def load_pretrained_encoder(self, path: str | Path) -> list[str]:
-        """Load the encoder of an official `.pth` file, safely, and the decoder too if the file has one.
+        """Load the encoder of an official `.pth` file safely, and its decoder too if the file has one.
 
         Args:
             path: An encoder file (`mae_pretrain_vit_base.pth`) or a file with a decoder.
 
         Returns:
-            The keys that the file lacks, all of the decoder: it keeps the values it had.
+            The missing keys, all of them the decoder's: those parameters keep their values.
 
         Raises:
-            CheckpointError: If the file cannot be read, lacks keys of the encoder, or has keys or shapes that this
-                model does not have. The model is then as it was before.
+            CheckpointError: If the file cannot be read, misses keys of the encoder, or has unexpected keys or a size
+                mismatch. The model is then unchanged.
         """
         loaded = read_checkpoint(path).state_dict
         own = self.state_dict()
-        decoder_only = [key for key in own if key.startswith(("decoder_", "mask_token"))]
         missing = [key for key in own if key not in loaded]
         problems = {
-            "it lacks": [key for key in missing if key not in decoder_only],
-            "this model does not have its": [key for key in loaded if key not in own],
-            "of another shape are its": [key for key in loaded if key in own and loaded[key].shape != own[key].shape],
+            "missing keys": [key for key in missing if not key.startswith(("decoder_", "mask_token"))],
+            "unexpected keys": [key for key in loaded if key not in own],
+            "size mismatch": [key for key in loaded if key in own and loaded[key].shape != own[key].shape],
         }
-        for what, keys in problems.items():
+        for problem, keys in problems.items():
             if keys:
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                raise CheckpointError(f"{path} is no encoder of this model: {what} {', '.join(keys[:3])}{more}")
+                raise CheckpointError(f"{path} does not fit this model: {problem}: {', '.join(keys[:3])}{more}")
         self.load_state_dict(loaded, strict=False)
         return missing
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay, besides the one-dimensional ones."""
+        return {"pos_embed", "decoder_pos_embed"}
 
-class _Variant(MaskedAutoencoder):
-    """A size of the paper: the numbers come from its preset, and every argument of `MaskedAutoencoder` overrides."""
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the patterns by which timm's optimizers decay learning rates layer by layer.
 
-    preset: ClassVar[str]
+        The decoder is in the last layer, with the encoder's final norm.
 
-    def __init__(self, **overrides: Any) -> None:
-        super().__init__(**arguments_of_size(self.preset, MaskedAutoencoder, overrides))
+        Args:
+            coarse: Accepted for timm; the groups are the same.
+        """
+        return dict(GROUPS)
 
 
-class MAEViTBase(_Variant):
-    """ViT-B/16.
+def _arguments(size: str) -> dict[str, Any]:
+    config = MAEConfig.from_preset(size)
+    return encoder_arguments(config) | {
+        "decoder_embed_dim": config.decoder_hidden_size,
+        "decoder_depth": config.decoder_num_hidden_layers,
+        "decoder_num_heads": config.decoder_num_attention_heads,
+    }
+
+
+class MAEViTBase(MaskedAutoencoder):
+    """ViT-B/16; takes the arguments of `MaskedAutoencoder` by keyword.
 
     | patch | width | depth | heads | decoder width, depth, heads | MLP ratio | patches at 224 | parameters  |
     |-------|-------|-------|-------|-----------------------------|-----------|----------------|-------------|
     | 16    | 768   | 12    | 12    | 512, 8, 16                  | 4         | 196            | 111,907,840 |
     """
 
-    preset = "base"
+    def __init__(self, **overrides: Any) -> None:
+        super().__init__(**(_arguments("base") | overrides))
 
 
-class MAEViTLarge(_Variant):
-    """ViT-L/16.
+class MAEViTLarge(MaskedAutoencoder):
+    """ViT-L/16; takes the arguments of `MaskedAutoencoder` by keyword.
 
     | patch | width | depth | heads | decoder width, depth, heads | MLP ratio | patches at 224 | parameters  |
     |-------|-------|-------|-------|-----------------------------|-----------|----------------|-------------|
     | 16    | 1024  | 24    | 16    | 512, 8, 16                  | 4         | 196            | 329,541,888 |
     """
 
-    preset = "large"
+    def __init__(self, **overrides: Any) -> None:
+        super().__init__(**(_arguments("large") | overrides))
 
 
-class MAEViTHuge(_Variant):
-    """ViT-H/14.
+class MAEViTHuge(MaskedAutoencoder):
+    """ViT-H/14; takes the arguments of `MaskedAutoencoder` by keyword.
 
     | patch | width | depth | heads | decoder width, depth, heads | MLP ratio | patches at 224 | parameters  |
     |-------|-------|-------|-------|-----------------------------|-----------|----------------|-------------|
     | 14    | 1280  | 32    | 16    | 512, 8, 16                  | 4         | 256            | 657,074,508 |
     """
 
-    preset = "huge"
+    def __init__(self, **overrides: Any) -> None:
+        super().__init__(**(_arguments("huge") | overrides))
 
 
 def mae_vit_base_patch16(**overrides: Any) -> MAEViTBase:
@@ -238,39 +258,24 @@ def mae_vit_huge_patch14(**overrides: Any) -> MAEViTHuge:
     return MAEViTHuge(**overrides)
 
 
-# the official names, which say decoder width 512 and 8 blocks
+# the official names: the class, and factories whose name states a decoder 512 wide with 8 blocks
+MaskedAutoencoderViT = MaskedAutoencoder
 mae_vit_base_patch16_dec512d8b = mae_vit_base_patch16
 mae_vit_large_patch16_dec512d8b = mae_vit_large_patch16
 mae_vit_huge_patch14_dec512d8b = mae_vit_huge_patch14
 
-_MODELS: dict[str, Callable[..., MaskedAutoencoder | VisionTransformer]] = {
-    "mae_vit_base_patch16": mae_vit_base_patch16,
-    "mae_vit_large_patch16": mae_vit_large_patch16,
-    "mae_vit_huge_patch14": mae_vit_huge_patch14,
-    "mae_vit_base_patch16_dec512d8b": mae_vit_base_patch16_dec512d8b,
-    "mae_vit_large_patch16_dec512d8b": mae_vit_large_patch16_dec512d8b,
-    "mae_vit_huge_patch14_dec512d8b": mae_vit_huge_patch14_dec512d8b,
-    "vit_base_patch16": vit_base_patch16,
-    "vit_large_patch16": vit_large_patch16,
-    "vit_huge_patch14": vit_huge_patch14,
-}
+
+def _models() -> dict[str, Callable[..., MaskedAutoencoder]]:
+    """Return the factories of all sizes in `PRESETS`: those above, and one made here for each other size."""
+    models: dict[str, Callable[..., MaskedAutoencoder]] = {}
+    for size in PRESETS:
+        config = MAEConfig.from_preset(size)
+        name = f"mae_vit_{size}_patch{config.patch_size}"
+        decoder = f"dec{config.decoder_hidden_size}d{config.decoder_num_hidden_layers}b"
+        models[name] = globals().get(name) or partial(MaskedAutoencoder, **_arguments(size))
+        models[f"{name}_{decoder}"] = models[name]
+    return models
 
 
-def list_models() -> list[str]:
-    """Names that `create_model` knows."""
-    return list(_MODELS)
-
-
-def create_model(name: str, **overrides: Any) -> MaskedAutoencoder | VisionTransformer:
-    """Make a model by its official name.
-
-    Args:
-        name: One of `list_models()`.
-        **overrides: Arguments of `MaskedAutoencoder`, or of `VisionTransformer` for a classifier (`vit_...`).
-
-    Raises:
-        ValueError: If the name or an argument is unknown (near ones are listed), or a value is wrong.
-    """
-    if name not in _MODELS:
-        raise unknown_name("model", name, _MODELS)
-    return _MODELS[name](**overrides)
+MODELS = _models()
+globals().update(MODELS)  # for scripts that look up `models_mae.__dict__[name]`

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mae_hf import create_model, list_models
-from mae_hf.vit import VisionTransformer, vit_base_patch16
+from mae_hf.official import models_vit
+from mae_hf.official.models_vit import VisionTransformer, vit_base_patch16
+from tests.helpers.official import TINY_VIT
 
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 10}
+TINY = {**TINY_VIT, "num_classes": 10}
 SIZES = {"vit_base_patch16": "base", "vit_large_patch16": "large", "vit_huge_patch14": "huge"}
 
 
@@ -51,19 +52,19 @@ def test_official_linear_probe_replaces_the_head(reference, golden):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_registry_makes_the_three_sizes(reference, name):
+def test_factories_make_the_three_sizes_of_the_paper(reference, name):
     counts = json.loads((reference / "manifests" / "parameter_counts.json").read_text())[SIZES[name]]
     with torch.device("meta"):
         for kind, global_pool in (("finetuned", True), ("finetuned_cls", False)):
-            model = create_model(name, num_classes=1000, drop_path_rate=0.1, global_pool=global_pool)
+            model = models_vit.__dict__[name](num_classes=1000, drop_path_rate=0.1, global_pool=global_pool)
             assert sum(parameter.numel() for parameter in model.parameters()) == counts[kind]["parameters"]
             manifest = json.loads((reference / "manifests" / f"{SIZES[name]}_{kind}.json").read_text())
             assert list(model.state_dict()) == [entry["key"] for entry in manifest]
-    assert model.blocks[-1].drop_path.rate == 0.1 and name in list_models()
+    assert model.blocks[-1].drop_path.rate == 0.1
 
 
 def test_wrong_arguments_are_refused_by_name():
-    with pytest.raises(ValueError, match="unknown argument 'pool'; known: .*global_pool"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'pool'"):
         vit_base_patch16(pool=True)
     with pytest.raises(ValueError, match=r"drop_path_rate must be a number in \[0, 1\), got 1"):
         VisionTransformer(drop_path_rate=1, **TINY)
@@ -88,3 +89,46 @@ def test_dropout_acts_on_the_tokens_in_training():
 def test_number_of_classes_zero_gives_features():
     model = VisionTransformer(**{**TINY, "num_classes": 0})
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+    assert model.get_classifier() is model.head and isinstance(model.head, nn.Identity)
+
+
+def test_attributes_have_the_names_of_timm():
+    model = VisionTransformer(**TINY)
+    assert (model.num_classes, model.num_features, model.embed_dim) == (10, 64, 64)
+    assert model.get_classifier() is model.head
+
+
+@pytest.mark.parametrize("global_pool", [True, False])
+def test_reset_classifier_makes_an_official_head_under_the_official_keys(global_pool):
+    model = VisionTransformer(global_pool=global_pool, **TINY).double()
+    expected = list(VisionTransformer(global_pool=global_pool, **{**TINY, "num_classes": 1000}).state_dict())
+    model.reset_classifier(1000)
+    assert list(model.state_dict()) == expected
+    assert model.num_classes == model.config.num_labels == model.head.out_features == 1000
+    assert model.head.weight.dtype == torch.float64 and not model.head.bias.any()
+    assert 1.9e-5 < model.head.weight.std() < 2.1e-5
+    model.reset_classifier(0)
+    assert isinstance(model.head, nn.Identity) and model.num_classes == model.config.num_labels == 0
+
+
+@pytest.mark.parametrize(("before", "global_pool", "after"), [(False, "avg", True), (True, False, False)])
+def test_reset_classifier_changes_the_pooling(before, global_pool, after):
+    model = VisionTransformer(global_pool=before, **TINY).eval()
+    other = VisionTransformer(global_pool=after, **TINY).eval()
+    model.reset_classifier(10, global_pool)
+    assert list(model.state_dict()) == list(other.state_dict())
+    assert model.global_pool is after and model.config.pooling == other.config.pooling
+    other.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), other(images))
+    assert model.norm.eps == 1e-6 if not after else model.fc_norm.eps == 1e-6
+
+
+def test_reset_classifier_refuses_wrong_values_and_changes_nothing():
+    model = VisionTransformer(**TINY)
+    head = model.head
+    with pytest.raises(ValueError, match="num_classes must be a non-negative int, got -1"):
+        model.reset_classifier(-1)
+    with pytest.raises(ValueError, match="global_pool must be one of .*'avg', 'token'.*, got 'map'"):
+        model.reset_classifier(5, "map")
+    assert model.head is head and model.num_classes == model.config.num_labels == 10
