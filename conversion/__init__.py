@@ -1,14 +1,13 @@
 """Conversion of weights between layouts, through the native one, and its verification.
 
-`source` reads what is to be converted, `layouts` and `kinds` tell what it is, `config` makes its configuration,
-`complete` checks that nothing is missing, `targets` writes another layout, `staging` puts it in its place, `cards` says
-in a model card where it comes from; `catalogue` and `download` know the released files.
+`source` reads and recognises weights, `layouts` holds everything that is known of each layout, `inference` infers kind
+and sizes from native weights, `convert` writes another layout, `staging` makes that atomic, `cards` documents it in a
+model card, `releases` knows the released files, `commands` is the command line.
 """
 
 from mae_hf.checkpoint import CheckpointError
 
-from .config import Hints
-from .convert import Converted, convert, verify
-from .inspection import inspect
+from .convert import convert, push, verify
+from .source import Converted, inspect
 
-__all__ = ["CheckpointError", "Converted", "Hints", "convert", "inspect", "verify"]
+__all__ = ["CheckpointError", "Converted", "convert", "inspect", "push", "verify"]

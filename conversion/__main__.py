@@ -1,8 +1,8 @@
-"""`python -m conversion convert | inspect | verify`, the same as `mae-hf`, from a checkout."""
+"""`python -m conversion` is `mae-hf`, from a checkout."""
 
 import sys
 
-from .commands import main
+from mae_hf.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,66 +1,36 @@
-"""From any layout to any other, through the native one, and proof that nothing was changed."""
+"""From any layout to any other, through the native one, with proof that no value changed."""
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from mae_hf.checkpoint import CheckpointError
-from mae_hf.configuration_mae import MAEConfig
+from mae_hf.checkpoint import CheckpointError, first_line
 from mae_hf.remote_code import AUTO_MAP
 
-from .cards import Provenance, folder_card
-from .catalogue import LICENSE, Release, md5s_of, recognise
-from .complete import complete_weights
-from .config import NO_HINTS, Hints, config_of, released_preset
-from .kinds import CLASSIFIERS, PRETRAINING
-from .layouts import MAE_HF, OFFICIAL, TIMM, as_own_class, from_native, to_native
-from .source import Source, read_source
+from .cards import folder_card, refuse_to_replace
+from .layouts import LAYOUTS, NATIVE, Layout
+from .source import Converted, given_sizes, read_source
 from .staging import check_destination, staged
-from .targets import check_target, class_name, kind_written, not_kept, read_back, write_config, write_weights
-from .tensors import cast, differences, first_few, not_finite, own_storage, widest_dtype
-
-NORM_PIX_LOSS_NOT_TOLD = "the default, as neither the file nor an option tells"
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What a conversion did.
-
-    Attributes:
-        layout: Of the source.
-        kind: Of what was written: "pretraining", "encoder", "finetuned", "finetuned_cls" or "linprobe".
-        config: Of the model.
-        class_name: Class that loads the folder.
-        num_tensors: Tensors written, each read back and compared bit for bit.
-        norm_pix_loss_from: Where `norm_pix_loss` comes from.
-        checksummed: Whether the source carries checksums, which were checked.
-        left_out: What the source holds beside the weights, such as "optimizer".
-    """
-
-    layout: str
-    kind: str
-    config: MAEConfig
-    class_name: str
-    num_tensors: int
-    norm_pix_loss_from: str
-    checksummed: bool
-    left_out: tuple[str, ...]
 
 
 def convert(
     source: str | Path,
     destination: str | Path,
     *,
-    to: str = MAE_HF,
+    to: str = NATIVE.name,
     overwrite: bool = False,
     norm_pix_loss: bool | None = None,
-    hints: Hints = NO_HINTS,
-    dtype: torch.dtype | None = None,
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    image_size: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
     max_shard_size: str = "5GB",
     license: str | None = None,
     with_code: bool = False,
@@ -68,78 +38,87 @@ def convert(
     """Convert weights from any layout to any other; the destination appears whole or not at all.
 
     Args:
-        source: File with official keys (`.pth`, `.bin`, `.safetensors`), folder, name of a released file, or Hub id.
-        destination: Folder to write, or file for `to="official"`.
-        to: "mae_hf", "official", "vit_mae" or "timm".
-        overwrite: Replace what a conversion has written.
+        source: File (`.pth`, `.bin`, `.safetensors`), folder, name of a released file, or Hub id.
+        destination: Folder to write, or file for a layout that is one.
+        to: Name of the layout to write, a key of `LAYOUTS`.
+        overwrite: Replace what an earlier conversion wrote.
         norm_pix_loss: Whether the model predicts normalised pixels, if neither the source nor the catalogue of released
-            files tells.
-        hints: Heads and image size, where the source does not tell them.
-        dtype: Cast all weights; None keeps each as it is.
-        max_shard_size: Largest size of one safetensors file.
+            files specifies it.
+        num_attention_heads: Heads of the encoder; required if the source does not specify them and no released model
+            has its width.
+        decoder_num_attention_heads: Heads of the decoder, likewise.
+        image_size: (height, width) in pixels, for images that are not square.
+        dtype: Cast all weights, to "bfloat16" or `torch.bfloat16` for example; None keeps the dtype of each.
+        max_shard_size: Largest size of one safetensors file, such as "5GB".
         license: Licence of the weights for the card; a released file keeps its own. None for that of the source's card,
             or "other".
         with_code: Put the code of the models into the folder, so that transformers loads it with
             `trust_remote_code=True` where this package is not installed; for `to="mae_hf"`.
 
+    Returns:
+        What was written, and how it was recognised.
+
     Warns:
-        UserWarning: If weights are not finite, or the target has no place for something.
+        UserWarning: If weights are not finite, or the layout cannot hold something.
 
     Raises:
-        CheckpointError: If the source is not what it should be, or the destination may not be written.
+        CheckpointError: If the source is not a complete masked autoencoder, an argument is invalid or missing, or the
+            destination may not be written.
     """
-    destination = Path(destination)
-    if with_code and to != MAE_HF:
-        raise CheckpointError(f"the code is that of the {MAE_HF} layout: it does not go into a folder for {to}")
-    check_destination(destination, overwrite, one_file=to == OFFICIAL)  # before minutes of reading
+    if to not in LAYOUTS:
+        raise CheckpointError(f"unknown layout {to!r}: known are {', '.join(LAYOUTS)}")
+    destination, layout = Path(destination), LAYOUTS[to]
+    if with_code and not layout.has_code:
+        raise CheckpointError(f"with_code is for the {NATIVE.name} layout only, not for {to}")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    given = given_sizes(num_attention_heads, decoder_num_attention_heads, image_size)
+    options = {"overwrite": overwrite, "one_file": layout.is_file}
+    check_destination(destination, refuse_to_replace, **options)  # before minutes of reading
     found = read_source(source)
     try:
-        check_target(to, found.kind)
-        config = config_of(found, hints)
-        weights = _weights_for(to, found.kind, complete_weights(found, config), dtype)
-        config.dtype = widest_dtype(weights)
-        with ThreadPoolExecutor(1) as pool, staged(destination, overwrite, one_file=to == OFFICIAL) as place:
-            md5s = pool.submit(md5s_of, found.files)  # takes as long as all the rest together
-            odd = not_finite(weights)
-            write_weights(to, place, weights, max_shard_size)
-            if lines := differences(weights, read_back(to, place)):
-                raise CheckpointError(f"reading back what was written failed: {lines[0]}")
-            release = recognise(found.path, md5s.result(), found.kind, released_preset(found, config.to_dict()))
-            config.norm_pix_loss, origin = _norm_pix_loss(found, config, norm_pix_loss, release)
-            license = LICENSE if release else license or found.license or "other"
-            provenance = Provenance(found, md5s.result(), release, license, origin, dtype)
-            if with_code:
-                config.auto_map = dict(AUTO_MAP)  # makes the config take the code along
-            if to != OFFICIAL:
-                write_config(to, place, found.kind, config, license)
-                folder_card(to, config, provenance, weights).save(place / "README.md")
+        kind = layout.kind_written(found.kind)
+        config = found.read_config(given)
+        weights = _own_storage(layout.to_write(found.state_dict, kind), dtype)
+        config.dtype = _widest_dtype(weights)
+        if with_code:
+            config.auto_map = dict(AUTO_MAP)
+        with ThreadPoolExecutor(1) as pool, staged(destination, refuse_to_replace, **options) as place:
+            hashing = pool.submit(found.md5s)  # takes as long as everything else together
+            odd = _not_finite(weights)
+            _write(layout, place, weights, max_shard_size)
+            md5s = hashing.result()
+            release = found.recognise(md5s, config.to_dict())
+            config.norm_pix_loss, origin = found.norm_pix_loss(norm_pix_loss, release)
+            done = Converted(
+                source=found,
+                md5s=md5s,
+                release=release,
+                layout=layout,
+                kind=kind,
+                config=config,
+                license=release.license if release else license or found.license or "other",
+                norm_pix_loss_from=origin,
+                dtype=dtype,
+                num_tensors=len(weights),
+            )
+            if not layout.is_file:
+                layout.write_config(place, kind, config, done.license)
+                folder_card(done, weights).save(place / "README.md")
     except ValueError as error:
         raise CheckpointError(f"{source} is not converted: {error}") from error
     if odd:
-        warnings.warn(f"weights are NaN or infinite ({len(odd)}): {first_few(odd)}", stacklevel=2)
-    for line in not_kept(to, found.kind, config):
+        warnings.warn(f"weights are NaN or infinite ({len(odd)}): {', '.join(odd[:4])}", stacklevel=2)
+    for line in layout.not_kept(found.kind, config):
         warnings.warn(line, stacklevel=2)
-    return Converted(
-        layout=found.layout,
-        kind=kind_written(to, found.kind),
-        config=config,
-        class_name=class_name(to, found.kind),
-        num_tensors=len(weights),
-        norm_pix_loss_from=origin,
-        checksummed=found.checksummed,
-        left_out=found.others,
-    )
-
-
-def _weights_for(layout: str, kind: str, native: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """What is to be written, under the names of the layout, each tensor with a storage of its own."""
-    if layout == TIMM:
-        native = {key: value for key, value in native.items() if not key.startswith("decoder.")}
-    return own_storage(cast(as_own_class(layout, kind, from_native(layout, native)), dtype))
+    return done
 
 
 def verify(source: str | Path, destination: str | Path) -> list[str]:
-    """Compare weights with what was made of them, in whatever layouts, every tensor bit for bit, both ways.
+    """Compare weights with a conversion of them, in any layouts: every tensor bit for bit, both ways.
+
+    Args:
+        source: What was converted, as for `convert`.
+        destination: What was written, likewise.
 
     Returns:
         One line for each tensor that is missing, extra or different, under its native name; empty if all are equal.
@@ -147,34 +126,78 @@ def verify(source: str | Path, destination: str | Path) -> list[str]:
     Raises:
         CheckpointError: If one of the two cannot be read.
     """
-    wanted, found = (_native(name) for name in (source, destination))
-    return differences(wanted, found)
+    expected, found = read_source(source), read_source(destination)
+    return differences(expected.state_dict, found.state_dict)
 
 
-def _native(name: str | Path) -> dict[str, Tensor]:
-    read = read_source(name)
+def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a converted folder to a repository of the Hub, created if it does not exist; returns the commit's address.
+
+    Raises:
+        ValueError: If the upload fails, or `private` is set and the repository is public.
+    """
+    client = huggingface_hub.HfApi()
     try:
-        return to_native(read.layout, read.state_dict)
-    except ValueError as error:
-        raise CheckpointError(f"{name} cannot be compared: {error}") from error
-
-
-def _norm_pix_loss(source: Source, config: MAEConfig, option: bool | None, release: Release | None) -> tuple[bool, str]:
-    """The value, and where it comes from."""
-    told, origin = source.args.get("norm_pix_loss"), "the training arguments in the file"
-    if "norm_pix_loss" in source.fields:
-        told, origin = config.norm_pix_loss, "the config of the folder"
-    if not isinstance(told, int) and release is not None:  # arguments may hold anything
-        told, origin = release.norm_pix_loss, "the catalogue of released files"
-    if not isinstance(told, int):
-        if option is not None:
-            return option, "the option"
-        if source.kind == PRETRAINING:
-            return False, NORM_PIX_LOSS_NOT_TOLD
-        return (
-            False,
-            f"the default, which {'a classifier' if source.kind in CLASSIFIERS else 'an encoder'} has no use for",
+        client.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not client.repo_info(repo_id).private:
+            raise ValueError("the repository exists already and is public")
+        # weights of an earlier upload could be loaded instead of these
+        former = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+        message = "Add converted weights"
+        return str(
+            client.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=former)
         )
-    if option is not None and option != bool(told):
-        raise CheckpointError(f"norm_pix_loss is {bool(told)} by {origin}: leave out the option that says otherwise")
-    return bool(told), origin
+    except Exception as error:  # the client raises errors of several libraries
+        raise ValueError(f"{folder} is complete, but was not uploaded to {repo_id}: {first_line(error)}") from error
+
+
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Compare tensors both ways, bit for bit: one line for each that is missing, extra or different."""
+    lines = [f"{key} is missing" for key in expected if key not in found]
+    lines += [f"{key} is extra" for key in found if key not in expected]
+    for key in [key for key in expected if key in found]:
+        ours, theirs = expected[key], found[key]
+        if theirs.dtype != ours.dtype:
+            lines.append(f"{key} is {theirs.dtype}, not {ours.dtype}")
+        elif theirs.shape != ours.shape:
+            lines.append(f"{key} has the shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+        elif not torch.equal(_bytes(theirs), _bytes(ours)):
+            lines.append(f"{key} has other values")
+    return lines
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bits of a tensor, so that NaN equals itself and -0.0 differs from 0.0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _write(layout: Layout, place: Path, weights: Mapping[str, Tensor], max_shard_size: str) -> None:
+    """Write weights, read them back, and compare."""
+    try:
+        layout.write_weights(place, weights, max_shard_size)
+    except (SafetensorError, OSError, RuntimeError) as error:  # the disk may be full
+        raise CheckpointError(f"the weights cannot be written: {error}") from error
+    if lines := differences(weights, layout.read_back(place)):
+        raise CheckpointError(f"reading back what was written failed: {lines[0]}")
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Keys of tensors that contain NaN or infinity."""
+    return [key for key, value in tensors.items() if not all(map(torch.isfinite, torch.aminmax(value)))]
+
+
+def _widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds all floating-point tensors without loss, in which a model of them is loaded."""
+    return functools.reduce(torch.promote_types, {x.dtype for x in tensors.values() if x.is_floating_point()})
+
+
+def _own_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Cast floating-point tensors, and copy what safetensors rejects: not contiguous, or a part of a shared storage."""
+    owned, seen = {}, set()
+    for key, tensor in tensors.items():
+        tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        owned[key] = tensor if alone and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
+    return owned

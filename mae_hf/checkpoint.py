@@ -1,9 +1,7 @@
-"""Safe reading of other people's files: nothing is executed, and damage is noticed where a format has checksums."""
+"""Safe reading of checkpoints: no code in a file is executed, and damage is detected where the format has checksums."""
 
 import argparse
-import io
 import json
-import pickletools
 import re
 import warnings
 import zipfile
@@ -12,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,32 +21,33 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-_PLAIN = re.compile(
-    r"torch\._utils\._rebuild_(tensor|parameter)|torch\.\w*(Storage|Size)$|collections\.|argparse\.Namespace$"
-)
-_FOLDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+# Where trainers store the state dict: its key in the file, and a prefix of all its names; the first match is read.
+_WRAPPERS = (("model", ""),)  # main_pretrain.py and main_finetune.py of facebookresearch/mae
+
+_SAFETENSORS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+_PICKLED = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
 class CheckpointError(ValueError):
-    """A file is not what it should be; the message says which file, what is wrong and what to do."""
+    """A checkpoint cannot be used; the message names the file, what is wrong with it, and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file or folder of weights holds.
+    """The content of a file or folder of weights.
 
     Attributes:
         state_dict: Weights in the order of the file.
-        args: Training arguments, empty if the file has none.
-        checksummed: Whether the file carries checksums, which were then checked. safetensors and the old serialisation
-            have none.
+        fields: Training arguments stored in the file; empty if there are none.
+        checksummed: Whether the format has checksums, which were then verified. safetensors and the legacy
+            serialisation of PyTorch have none.
         files: The files that were read.
-        others: What else the file holds beside the weights, such as "optimizer" and "args".
-        wrapped: Whether the weights stand under "model", as officially.
+        others: Names of everything else in the file, such as "optimizer" and "args".
+        wrapped: Whether the state dict is stored under a key such as "model", as in official files.
     """
 
     state_dict: dict[str, Tensor]
-    args: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
     checksummed: bool = True
     files: tuple[Path, ...] = ()
     others: tuple[str, ...] = ()
@@ -56,100 +55,103 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a `.pth` file as the official training and releases write it, or a `.bin` or `.safetensors` file.
+    """Read a `.pth` file as the official training code and releases write it, or a `.bin` or `.safetensors` file.
 
-    `weights_only` reading with `argparse.Namespace` as the only class beyond tensors and plain containers: training
-    checkpoints hold one. Files in the zip format are mapped into memory and their checksums are checked.
+    Pickles are read with `weights_only=True`, and `argparse.Namespace`, which training checkpoints contain, is the only
+    class allowed beyond tensors and plain containers. Files in the zip format are memory-mapped and their checksums
+    verified.
 
     Args:
         path: A file with `{"model": state_dict}`, or with a bare state dict.
 
     Raises:
-        CheckpointError: If there is no such file, it is damaged, holds other classes, or holds no weights.
+        CheckpointError: If the file does not exist, is damaged, contains other classes, or contains no weights.
     """
     path = Path(path)
     _check_file(path)
     if path.suffix == ".safetensors":
         return Checkpoint(_read_safetensors(path), checksummed=False, files=(path,))
     with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # by which PyTorch tells it, too
+        is_zip = file.read(4) == b"PK\x03\x04"  # PyTorch looks at the same bytes
     if is_zip:
         _check_zip(path)
     try:
         with _only_namespace_allowed():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
-        if foreign := _foreign_classes(path, is_zip):
-            text = f"{path} holds {', '.join(foreign[:3])} beside weights, which could run code: it is not read"
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):  # PyTorch stops at the first name that is not allowed
+            text = f"{path} contains {foreign[1]} beside weights, which could run code: it is not read"
             raise CheckpointError(text) from error
-        reason = "if it is neither, save it again with torch.save, in its usual pickle protocol"
-        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint; {reason}") from error
-    except Exception as error:  # on damaged bytes the reader raises nearly anything
-        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
-    weights, wrapped = _find_weights(path, content), "model" in content
-    others = tuple(str(name) for name in content if name != "model") if wrapped else ()
-    return Checkpoint(weights, _find_args(content), is_zip, (path,), others, wrapped)
+        reason = "if it is neither, save the weights alone with torch.save and its default pickle protocol"
+        raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint; {reason}") from error
+    except Exception as error:  # damaged bytes can raise nearly anything
+        raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint: {first_line(error)}") from error
+    key, weights = _find_weights(path, content)
+    args, others = content.get("args"), tuple(str(name) for name in content if name != key) if key else ()
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    fields = {str(name): value for name, value in args.items()} if isinstance(args, dict) else {}
+    return Checkpoint(weights, fields, checksummed=is_zip, files=(path,), others=others, wrapped=bool(key))
 
 
 def read_folder(folder: str | Path) -> Checkpoint:
     """Read the weights that `from_pretrained` reads from a folder: safetensors or `pytorch_model.bin`, sharded or not.
 
     Raises:
-        CheckpointError: If there are none, or a file is missing, damaged or outside the folder.
+        CheckpointError: If there are no weights, or a file is missing, damaged or outside the folder.
     """
-    files = _files_of(Path(folder))
+    files = _weight_files(Path(folder))
     parts = [read_checkpoint(file) for file in files]
     weights = {key: value for part in parts for key, value in part.state_dict.items()}
     if len(weights) < sum(len(part.state_dict) for part in parts):
-        raise CheckpointError(f"{folder} is damaged: a weight is in two of its files")
+        raise CheckpointError(f"{folder} is damaged: two of its files contain the same weight")
     return Checkpoint(weights, checksummed=all(part.checksummed for part in parts), files=files)
 
 
 def fetch_folder(name: str | Path, **hub_options: Any) -> Path:
-    """A folder as it is, or a repository of the Hub downloaded into the cache: config, card and weights.
+    """Return a local folder unchanged, or download config, card and weights of a Hub repository into the cache.
 
     Args:
         name: Folder or Hub id.
         **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
-        CheckpointError: If there is no such folder, and the name cannot be that of a repository.
-        OSError, ValueError: If there is no such repository, as huggingface_hub says it.
+        CheckpointError: If there is no such folder, and the name is not a valid Hub id.
+        OSError, ValueError: If there is no such repository, as raised by huggingface_hub.
     """
     if Path(name).is_dir():
         return Path(name)
     try:
         validate_repo_id(str(name))
     except HFValidationError as error:
-        raise CheckpointError(f"{name} does not exist, and cannot be a repository of the Hub") from error
+        raise CheckpointError(f"{name} does not exist, and is not a valid Hub id") from error
     wanted = ["config.json", "README.md", "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME]
     folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
-    if not any((folder / file).exists() for file in _FOLDER[:2]):
+    if not any((folder / file).exists() for file in _SAFETENSORS):
         wanted = ["pytorch_model*.bin", WEIGHTS_INDEX_NAME]
         folder = Path(snapshot_download(str(name), allow_patterns=wanted, **hub_options))
     return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Content of a folder's `config.json`; raises `CheckpointError` if there is none or it is damaged."""
+    """Read a folder's `config.json`; raises `CheckpointError` if it is missing or damaged."""
     try:
         fields = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} holds no readable config.json: {first_line(error)}") from error
+        raise CheckpointError(f"{folder} contains no readable config.json: {first_line(error)}") from error
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{folder} holds a config.json that is no dictionary")
+        raise CheckpointError(f"{folder} contains a config.json that is not a dictionary")
     return fields
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text, for a message of one line; its name if it has no text."""
+    """Return the first line of an error's text, or its type if it has no text, for a message of one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _files_of(folder: Path) -> tuple[Path, ...]:
-    found = next((folder / name for name in _FOLDER if (folder / name).exists()), None)
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    found = next((folder / name for name in (*_SAFETENSORS, *_PICKLED) if (folder / name).exists()), None)
     if found is None:
-        raise CheckpointError(f"{folder} holds no {_FOLDER[0]} and no {_FOLDER[2]}: name a folder with weights")
+        raise CheckpointError(f"{folder} contains neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}")
     if found.suffix != ".json":
         return (found,)
     try:
@@ -158,7 +160,7 @@ def _files_of(folder: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{found} is damaged: {error}") from error
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is damaged: it holds no file {name!r}, which its index names")
+            raise CheckpointError(f"{folder} is damaged: its index names {name!r}, which is not a file in the folder")
     return tuple(folder / name for name in names)
 
 
@@ -166,59 +168,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 @contextmanager
 def _only_namespace_allowed() -> Iterator[None]:
-    """`argparse.Namespace` as the only class: importing parts of PyTorch allows some that do more than hold data."""
+    """Allow `argparse.Namespace` alone: parts of PyTorch, once imported, allow classes that do more than hold data."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of unusual pickles, which are then refused
+            warnings.simplefilter("ignore", UserWarning)  # about unusual pickles, which are refused anyway
             yield
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed)
-
-
-def _foreign_classes(path: Path, is_zip: bool) -> list[str]:
-    """Classes and functions that a refused pickle names, those of a plain checkpoint left out; nothing is executed."""
-    try:
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-            names = _globals_of(io.BytesIO(pickled))
-        else:
-            with path.open("rb") as file:
-                names = _globals_of(file)
-    except (OSError, StopIteration, zipfile.BadZipFile):
-        return []
-    return [name for name in dict.fromkeys(names) if not _PLAIN.match(name)]
-
-
-def _globals_of(file: BinaryIO) -> list[str]:
-    """Names that pickles call for, one pickle after the other until there is no more."""
-    names: list[str] = []
-    try:
-        while True:
-            strings: list[str] = []  # as they come onto the stack, which is where STACK_GLOBAL finds its two
-            memo: dict[int, str] = {}
-            for operation, argument, _ in pickletools.genops(file):
-                if operation.name in ("GLOBAL", "INST"):
-                    names.append(str(argument).replace(" ", "."))
-                elif operation.name == "STACK_GLOBAL":
-                    names.append(".".join(strings[-2:]))
-                elif operation.name == "MEMOIZE":
-                    memo[len(memo)] = strings[-1] if strings else ""
-                elif operation.name in ("BINGET", "LONG_BINGET"):
-                    strings.append(memo.get(int(argument or 0), ""))
-                elif "UNICODE" in operation.name:
-                    strings.append(str(argument))
-    except Exception:  # the end, or no pickle
-        return names
 
 
 def _check_file(path: Path) -> None:
@@ -231,39 +196,35 @@ def _check_file(path: Path) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """PyTorch does not look at the checksums, so that a changed weight would load without a word."""
+    """Verify the checksums, which PyTorch ignores: a changed weight would load without an error."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # on damaged bytes the reader raises nearly anything
+    except Exception as error:  # damaged bytes can raise nearly anything
         raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged (wrong checksum of {damaged}): download it again")
 
 
-def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
-    weights = content.get("model", content) if isinstance(content, dict) else content
+def _find_weights(path: Path, content: Any) -> tuple[str, dict[str, Tensor]]:
+    """Return the key under which the state dict is stored ("" for a bare one), and the state dict."""
+    found = dict(_WRAPPERS).keys() & content.keys() if isinstance(content, dict) else set()
+    wrapper, prefix = next((pair for pair in _WRAPPERS if pair[0] in found), ("", ""))
+    weights = content[wrapper] if wrapper else content
     if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f"{path} holds no weights: expected a dictionary with a state dict under 'model'")
+        raise CheckpointError(f"{path} contains no weights: expected a dictionary with a state dict under 'model'")
     strange = [str(key) for key, value in weights.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if strange:
-        raise CheckpointError(f"{path} holds no state dict: {', '.join(strange[:3])} is no tensor")
-    odd = [
-        key
-        for key, value in weights.items()
-        if value.layout != torch.strided
-        or value.is_quantized
-        or value.is_meta
-        or value.is_neg()
-        or value.untyped_storage().nbytes() < value.nbytes  # rows that are one row
-    ]
-    if odd:
-        raise CheckpointError(f"{path} holds weights that are no plain tensors: {', '.join(odd[:3])}")
-    return dict(weights)
+        raise CheckpointError(f"{path} contains no state dict: {', '.join(strange[:3])} is not a tensor")
+    if odd := [key for key, value in weights.items() if not _is_plain(value)]:
+        raise CheckpointError(f"{path} contains weights that are not plain tensors: {', '.join(odd[:3])}")
+    if prefix and all(key.startswith(prefix) for key in weights):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return wrapper, dict(weights)
 
 
-def _find_args(content: dict[str, Any]) -> dict[str, Any]:
-    args = content.get("args")
-    if isinstance(args, argparse.Namespace):
-        args = vars(args)
-    return {str(name): value for name, value in args.items()} if isinstance(args, dict) else {}
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, holds its values, and has storage for each of them (an expanded one has not)."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_neg():
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes

@@ -5,16 +5,21 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 from transformers import BitImageProcessorPil
+from transformers.utils import logging
 
-from mae_hf.conversion.commands import add_commands, run
+from mae_hf.conversion.commands import add_commands
 
+from .checkpoint import first_line
 from .configuration_mae import MAEConfig
 from .image_processor import image_processor
-from .masking import DEFAULT_MASK_RATIO
-from .modeling_mae import NO_DECODER, MAEForPreTraining
-from .reconstruction import MASKS, NORMALISED_NOTE, draw_panels, reconstruct
+from .masking import DEFAULT_MASK_RATIO, MASKS
+from .modeling_mae import MAEForPreTraining
+from .pretrained import UntrainedWeightsWarning
+from .reconstruction import NORMALISED_NOTE, draw_panels, reconstruct
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,16 +32,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_reconstruct(commands)
     add_commands(commands)
-    return run(parser.parse_args(arguments))
+    return _run(parser.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the chosen command; an error becomes one line on standard error and exit status 1."""
+    huggingface_hub.logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            status: int = options.command(options)
+    except (ValueError, OSError) as error:
+        print(f"mae-hf: {first_line(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a bug: still one line, and nothing half-written
+        name = type(error).__name__
+        print(f"mae-hf: unexpected {name}, please report it with the command: {first_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mae-hf: interrupted", file=sys.stderr)
+        return 1
+    return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"mae-hf: warning: {message}", file=sys.stderr)
 
 
 def _add_reconstruct(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("reconstruct", help="hide patches of images and let a model fill them in")
+    parser = commands.add_parser("reconstruct", help="mask patches of images and let a model fill them in")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="with a decoder")
-    parser.add_argument("--output", required=True, metavar="out.png", help="one labelled picture of all images")
+    parser.add_argument("--output", required=True, metavar="out.png", help="one labelled figure of all images")
     parser.add_argument("--mask-ratio", type=float, default=DEFAULT_MASK_RATIO, help="(default: %(default)s)")
-    parser.add_argument("--mask", choices=MASKS, default="random", help="strategy of table 1f (default: %(default)s)")
+    parser.add_argument("--mask", choices=MASKS, default="random", help="strategy of Table 1f (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
     parser.set_defaults(command=_reconstruct)
 
@@ -61,29 +93,29 @@ def load_with_decoder(name: str) -> MAEForPreTraining:
     """Load a pretraining model from a folder or the Hub.
 
     Raises:
-        ValueError: If there is no such model, or it has no decoder; the message says which files have one.
+        ValueError: If there is no such model, or it has no decoder; the message names the released files that have one.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="these weights are an encoder")  # becomes the error below
+            warnings.simplefilter("error", UntrainedWeightsWarning)
             model, info = MAEForPreTraining.from_pretrained(name, output_loading_info=True)
+    except UntrainedWeightsWarning as warning:
+        raise ValueError(f"{name} cannot reconstruct: {warning}") from warning
     except ValueError:
         raise
-    except Exception as error:  # on damaged folders the loaders raise nearly anything
+    except Exception as error:  # damaged folders can raise nearly anything
         raise ValueError(f"the model {name!r} cannot be loaded: {error}") from error
-    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    if {f"decoder.{key}" for key in model.decoder.state_dict()} <= set(missing):
-        raise ValueError(f"{name} cannot reconstruct: it is {NO_DECODER}")
-    if missing or extra:
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or unexpected:
         raise ValueError(
-            f"{name} does not fit its config: {len(missing)} weights missing, {len(extra)} not known, "
-            f"such as {(missing + extra)[0]}"
+            f"{name} does not fit its config: {len(missing)} missing keys, {len(unexpected)} unexpected keys, "
+            f"such as {(missing + unexpected)[0]}"
         )
     return model
 
 
 def _processor(name: str, config: MAEConfig) -> BitImageProcessorPil:
-    """The processor saved with the model, else the official transform for its size."""
+    """The processor saved with the model, otherwise the official transform for its size."""
     try:
         return BitImageProcessorPil.from_pretrained(name)
     except OSError:

@@ -1,38 +1,27 @@
 from pathlib import Path
 
-import pytest
 import torch
 from huggingface_hub import ModelCard
 
 from mae_hf import MAEConfig
-from mae_hf.configuration_mae import PRESETS
-from mae_hf.conversion.cards import CARDS, Provenance, folder_card, measurements, size_card, size_table, with_table
-from mae_hf.conversion.catalogue import RELEASES
+from mae_hf.conversion import Converted
+from mae_hf.conversion.cards import folder_card
+from mae_hf.conversion.layouts import LAYOUTS
+from mae_hf.conversion.releases import RELEASES
 from mae_hf.conversion.source import Source
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_cards_of_the_sizes_are_current(preset):
-    """`make cards` writes them again."""
-    assert str(ModelCard.load(CARDS / f"mae-vit-{preset}.md")) == str(size_card(preset))
-
-
-def test_table_of_the_readme_is_current():
-    readme = (ROOT / "README.md").read_text()
-    assert size_table(measurements()) in readme and with_table(readme) == readme
-
 
 WEIGHTS = {"decoder.mask_token": torch.zeros(1, 1, 64)}
 
 
 def card(layout="mae_hf", config=None, weights=WEIGHTS, kind="pretraining", checksummed=True, **changes):
-    source = Source(Path("a.pth"), "a.pth", "official", kind, {}, (Path("a.pth"),), checksummed=checksummed)
-    facts = {"md5s": {"a.pth": "0" * 32}, "release": None, "license": "other", "norm_pix_loss_from": "the option"}
-    return folder_card(
-        layout, config or MAEConfig(norm_pix_loss=True), Provenance(source, **{**facts, **changes}), weights
+    layout, path = LAYOUTS[layout], Path("a.pth")
+    source = Source(
+        state_dict=weights, path=path, name="a.pth", layout=LAYOUTS["official"], kind=kind, checksummed=checksummed
     )
+    facts = {"md5s": {"a.pth": "0" * 32}, "release": None, "license": "other", "norm_pix_loss_from": "the option"}
+    facts |= {"config": config or MAEConfig(norm_pix_loss=True), "dtype": None, "num_tensors": len(weights)}
+    done = Converted(source=source, layout=layout, kind=layout.kind_written(kind), **{**facts, **changes})
+    return folder_card(done, weights)
 
 
 def valid(made, tmp_path):
@@ -77,14 +66,14 @@ def test_name_of_a_release_with_another_md5_claims_no_data_and_says_so(tmp_path)
 def test_card_says_what_the_weights_cannot_do():
     encoder = card(kind="encoder", weights={}).text
     assert "no pixels: it has no decoder" in encoder and "raw pixels (`norm" not in encoder
-    assert "it is an encoder without a decoder" in encoder and "MAEModel.from_pretrained" in encoder
+    assert "encoder-only weights" in encoder and "MAEModel.from_pretrained" in encoder
     normalised = card().text
     assert "without their brightness and contrast" in normalised and "normalised pixels" in normalised
-    assert "damage cannot be noticed" in card(checksummed=False).text
+    assert "damage cannot be detected" in card(checksummed=False).text
     classifier = card(kind="linprobe", weights={}, config=MAEConfig(num_labels=1000)).text
-    assert "does not reconstruct" in classifier and "names of ImageNet-1k if the source had none" in classifier
+    assert "does not reconstruct" in classifier and "names of ImageNet-1k if the source has none" in classifier
     assert "MAEForImageClassification.from_pretrained" in classifier
-    assert "timm loads it has not been tried" in card("timm", weights={}).text
+    assert "Loading in timm is not tested" in card("timm", weights={}).text
     assert "from transformers import ViTMAEForPreTraining" in card("vit_mae").text
 
 

@@ -13,14 +13,13 @@ import torch
 from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.cli import main
 from mae_hf.conversion import verify
-from mae_hf.conversion.layouts import MAE_HF, OFFICIAL
 from mae_hf.key_maps import native_to_official
 
 MODES = [  # target, whether something is at the destination, moments
-    (MAE_HF, False, 15),
-    (MAE_HF, True, 15),
-    (OFFICIAL, False, 10),
-    (OFFICIAL, True, 10),
+    ("mae_hf", False, 15),
+    ("mae_hf", True, 15),
+    ("official", False, 10),
+    ("official", True, 10),
 ]
 FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 
@@ -115,7 +114,7 @@ def test_killed_command_leaves_all_or_nothing(source, new_process, tmp_path):
             child.join()
             landed += child.exitcode == -signal.SIGKILL
             state = state_of(source, destination, before)
-            if state == "absent" and to != OFFICIAL:  # two folders cannot be exchanged in one step everywhere
+            if state == "absent" and to != "official":  # two folders cannot be exchanged in one step everywhere
                 assert main(first_run) == 1  # "is there already": it is put back
                 state = state_of(source, destination, before)
                 assert os.listdir(folder) == ["out"]

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.cli import main
 from mae_hf.conversion import convert
-from mae_hf.conversion.layouts import LAYOUTS, OFFICIAL, TIMM, as_whole_model, from_native, to_native
+from mae_hf.conversion.layouts import LAYOUTS
 from mae_hf.key_maps import native_to_official
+from tests.helpers import HEAD_OPTIONS
 
 EXAMPLES = 3000
-HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
 SMALL = {
     "image_size": 16,
     "patch_size": 8,
@@ -79,7 +79,7 @@ def sources(reference, tmp_path_factory):
     for name, file in FOLDERS.items():
         options = ["--max-shard-size", "20KB"] if name.endswith("shards") else []
         arguments = [str(place / f"{file}.pth"), str(place / name), "--to", layout_of(name), *options]
-        assert run(["convert", *arguments, *HEADS])[0] == 0
+        assert run(["convert", *arguments, *HEAD_OPTIONS])[0] == 0
     return {name: next(top / name for top in (place, reference / "tiny") if (top / name).exists()) for name in SOURCES}
 
 
@@ -95,11 +95,11 @@ def clean(sources, tmp_path_factory):
 
 
 def layout_of(name):
-    return next((layout for layout in LAYOUTS if name.startswith(layout)), OFFICIAL)
+    return next((layout for layout in LAYOUTS if name.startswith(layout)), "official")
 
 
 def heads_for(name):
-    return HEADS if name.endswith(".pth") else []
+    return HEAD_OPTIONS if name.endswith(".pth") else []
 
 
 def run(arguments):
@@ -125,9 +125,13 @@ def read(path):
     return content.get("model", content)
 
 
+def to_native(layout, state_dict):
+    return LAYOUTS[layout].to_native(LAYOUTS[layout].normalise(state_dict))
+
+
 def native_bits(layout, state_dict):
     """Type, shape and bytes of each tensor by its native name."""
-    native = to_native(layout, as_whole_model(state_dict))
+    native = to_native(layout, state_dict)
     assert sum(map(torch.numel, native.values())) == sum(map(torch.numel, state_dict.values())), "a tensor is lost"
     return {key: (value.dtype, value.shape, bits(value)) for key, value in native.items()}
 
@@ -201,8 +205,8 @@ def mutate_weights(draw, weights, names):
 @cache
 def other_names(layout, keys):
     """What each tensor is called in other spellings of its layout, and in every layout; the same where they agree."""
-    native = to_native(layout, as_whole_model({key: torch.full((3,), number) for number, key in enumerate(keys)}))
-    everywhere = [from_native(other, native) for other in LAYOUTS]
+    native = to_native(layout, {key: torch.full((3,), number) for number, key in enumerate(keys)})
+    everywhere = [other.from_native(native) for other in LAYOUTS.values()]
     return {
         key: [
             key.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer."),
@@ -220,7 +224,7 @@ def mutate_file(draw, path):
         mutate_bytes(draw, path)
         return is_zip
     weights = dict(read(path))
-    names = other_names(OFFICIAL, tuple(weights))
+    names = other_names("official", tuple(weights))
     for _ in range(draw(st.integers(1, 2), "changes")):
         mutate_weights(draw, weights, names)
     content = {"model": weights, "args": draw(st.sampled_from(ODD_ARGS))} if draw(st.booleans(), "args") else weights
@@ -272,7 +276,7 @@ def test_mutated_checkpoints_give_their_own_tensors_or_one_line(sources, clean, 
     @given(st.data())
     def check(data):
         name = data.draw(st.sampled_from(FILES) | st.sampled_from([*FOLDERS]), "source")
-        to = data.draw(st.sampled_from(LAYOUTS), "to")
+        to = data.draw(st.sampled_from(list(LAYOUTS)), "to")
         exists = data.draw(st.booleans(), "destination exists")
         for folder in ("from", "to"):
             shutil.rmtree(tmp_path / folder, ignore_errors=True)
@@ -298,13 +302,13 @@ def test_mutated_checkpoints_give_their_own_tensors_or_one_line(sources, clean, 
             assert list((tmp_path / "to").iterdir()) == [destination]
             found = read(destination)
             wanted = native_bits(layout_of(name), originals[name] if checksummed else read(source))
-            if to == TIMM:
+            if to == "timm":
                 wanted = {key: value for key, value in wanted.items() if not key.startswith("decoder.")}
             found_bits = native_bits(to, found)
             assert sorted(found_bits) == sorted(wanted)
             assert [key for key in wanted if found_bits[key] != wanted[key]] == []
             assert frozenset(found) in complete[to], "names of no model"
-            if to != OFFICIAL:
+            if to != "official":
                 assert {"config.json", "README.md"} < {path.name for path in destination.iterdir()}
         else:
             assert status == 1 and len(errors) == 1 and errors[0].startswith("mae-hf: ")

@@ -8,16 +8,22 @@ import pytest
 import torch
 
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.conversion.staging import _MACHINE, staged
+from mae_hf.conversion.cards import refuse_to_replace
+from mae_hf.conversion.staging import _MACHINE
+from mae_hf.conversion.staging import staged as staged_if
+from tests.helpers import HEAD_OPTIONS, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 OLD, NEW = '{"model_type": "mae", "old": 1}', '{"model_type": "mae", "new": 1}'
 DEAD = 2**22 + 1  # no process has such a number on Linux
 
 
+def staged(destination, **options):
+    return staged_if(destination, refuse_to_replace, **options)
+
+
 def write(folder, text=NEW):
     (folder / "config.json").write_text(text)
-    (folder / "README.md").write_text("a card that names `mae-hf verify`")
+    (folder / "README.md").write_text("---\nconverted_with: mae_hf\n---\n")
 
 
 def test_folder_appears_whole(tmp_path):
@@ -41,13 +47,13 @@ def test_overwrite_replaces_only_what_a_conversion_writes(tmp_path):
     destination = tmp_path / "out"
     with staged(destination) as folder:
         write(folder, OLD)
-    with pytest.raises(CheckpointError, match="is there already: .* --overwrite"), staged(destination):
+    with pytest.raises(CheckpointError, match="already exists: .* --overwrite"), staged(destination):
         pass
     with staged(destination, overwrite=True) as folder:
         write(folder, NEW)
     assert (destination / "config.json").read_text() == NEW
     (destination / "thesis.tex").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"holds thesis.tex, which no"), staged(destination, overwrite=True):
+    with pytest.raises(CheckpointError, match=r"contains thesis.tex, which no"), staged(destination, overwrite=True):
         pass
     assert (destination / "thesis.tex").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -69,10 +75,13 @@ def test_overwrite_leaves_alone_what_is_no_converted_folder(tmp_path):
     for name, content in (("notes", "README.md"), ("other", "config.json")):
         (tmp_path / name).mkdir()
         (tmp_path / name / content).write_text('{"model_type": "vit"}')
-        with pytest.raises(CheckpointError, match="no converted folder"), staged(tmp_path / name, overwrite=True):
+        with (
+            pytest.raises(CheckpointError, match="not written by"),
+            staged(tmp_path / name, overwrite=True),
+        ):
             pass
     (tmp_path / "deep" / "config.json").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"holds config.json"), staged(tmp_path / "deep", overwrite=True):
+    with pytest.raises(CheckpointError, match=r"contains config.json"), staged(tmp_path / "deep", overwrite=True):
         pass
 
 
@@ -82,7 +91,7 @@ def test_what_a_killed_run_left_is_cleared_or_put_back(tmp_path):
     former = tmp_path / f".out.former-{_MACHINE}-{DEAD}-00000000"
     former.mkdir()
     write(former, OLD)
-    with pytest.raises(CheckpointError, match="is there already"), staged(tmp_path / "out"):
+    with pytest.raises(CheckpointError, match="already exists"), staged(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "config.json").read_text() == OLD
     with staged(tmp_path / "out", overwrite=True) as folder:
@@ -94,7 +103,7 @@ def test_two_runs_at_once_do_not_mix_and_folders_of_others_stay(tmp_path):
     others = [".out.partial", f".out.partial-elsewhere-{DEAD}-00000000"]
     for name in others:
         (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match="is there already"), staged(tmp_path / "out") as first:
+    with pytest.raises(CheckpointError, match="already exists"), staged(tmp_path / "out") as first:
         write(first, OLD)
         with staged(tmp_path / "out") as second:
             assert list(second.iterdir()) == []
@@ -128,7 +137,7 @@ def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, 
         assert not path.exists()
     assert [file.name for file in path.parent.iterdir()] == ["model.pth"]
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match="is there already"), staged(path, one_file=True):
+    with pytest.raises(CheckpointError, match="already exists"), staged(path, one_file=True):
         pass
     with pytest.raises(RuntimeError), staged(path, overwrite=True, one_file=True) as place:
         place.write_bytes(b"half")
@@ -140,16 +149,25 @@ def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, 
     others = {"model": tiny_weights, "optimizer": {}}, {"model": {"fc.weight": torch.zeros(1)}}, tiny_weights
     for content in others:
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match="no converted file"), staged(path, overwrite=True, one_file=True):
+        with (
+            pytest.raises(CheckpointError, match="not written by"),
+            staged(path, overwrite=True, one_file=True),
+        ):
             pass
-    with pytest.raises(CheckpointError, match="is a folder, and the result is a file"), staged(tmp_path, True, True):
+    with (
+        pytest.raises(CheckpointError, match="is a folder, and the"),
+        staged(tmp_path, overwrite=True, one_file=True),
+    ):
         pass
 
 
 def test_downloaded_file_is_not_replaced(tiny_weights, tmp_path):
     path = tmp_path / "mae_visualize_vit_base.pth"
     torch.save({"model": tiny_weights}, path)
-    with pytest.raises(CheckpointError, match="no converted file"), staged(path, overwrite=True, one_file=True):
+    with (
+        pytest.raises(CheckpointError, match="not written by"),
+        staged(path, overwrite=True, one_file=True),
+    ):
         pass
 
 
@@ -159,7 +177,7 @@ def test_folder_is_replaced_only_if_a_conversion_wrote_its_card(tmp_path, model_
     for card in (None, "my own model"):
         if card:
             (tmp_path / "README.md").write_text(card)
-        with pytest.raises(CheckpointError, match="no converted folder"), staged(tmp_path, overwrite=True):
+        with pytest.raises(CheckpointError, match="not written by"), staged(tmp_path, overwrite=True):
             pass
 
 
@@ -173,8 +191,8 @@ def test_failure_removes_the_parents_it_made(tmp_path):
 @pytest.mark.parametrize("one_file", [False, True])
 def test_place_that_the_system_refuses_even_to_root_gives_one_line(one_file):
     with (
-        pytest.raises(CheckpointError, match="/proc/out cannot be made") as caught,
-        staged(Path("/proc/out"), one_file),
+        pytest.raises(CheckpointError, match="/proc/out cannot be created") as caught,
+        staged(Path("/proc/out"), one_file=one_file),
     ):
         pass
     assert "\n" not in str(caught.value)
@@ -182,7 +200,7 @@ def test_place_that_the_system_refuses_even_to_root_gives_one_line(one_file):
 
 def test_loop_of_links_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(CheckpointError, match="cannot be made"), staged(tmp_path / "loop" / "out"):
+    with pytest.raises(CheckpointError, match="cannot be created"), staged(tmp_path / "loop" / "out"):
         pass
 
 
@@ -196,7 +214,7 @@ def test_full_disk_leaves_nothing(reference, tmp_path):
         str(reference / "tiny" / "full.pth"),
         str(tmp_path / "out"),
     ]
-    command += ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
+    command += HEAD_OPTIONS
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,3 +1,5 @@
+"""Names of weights: the maps between layouts are one-to-one and change no value."""
+
 import json
 
 import pytest
