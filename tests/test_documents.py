@@ -1,68 +1,67 @@
-"""What the documents show runs as written, each block where those above it have run."""
+"""The code blocks of the documents run as written, one after the other, and their links lead somewhere."""
 
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks.recipe import write_official
+from benchmarks.golden_weights import write_official
+from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.cli import main
-from tests.hub_server import Commit, Repository
+from tests.helpers import HEAD_OPTIONS, ROOT, run_command
+from tests.helpers.hub_server import Commit, Repository
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("**/*.md"))
-HEADS = ["--num-attention-heads", "4", "--decoder-num-attention-heads", "4"]
+FOLDERS = ("docs", "examples", "benchmarks", "model_cards")
+DOCUMENTS = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in sorted((ROOT / folder).glob("**/*.md"))]
+DOCUMENTS += ["README.md", "CHANGELOG.md"]
+PAGES = [name for name in DOCUMENTS if name == "README.md" or name.startswith(("docs/", "examples/"))]
+WITH_LIBRARIES = ("docs/train.md", "docs/transformers.md")  # accelerate, datasets, PEFT, ONNX
+WITH_RELEASED_FILES = ("README.md", "docs/convert.md")
 
 
 def blocks(document, *languages):
-    """The blocks of code of a document as (language, text)."""
+    """The code blocks of a document in these languages, as (language, text)."""
     text = (ROOT / document).read_text()
     found = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    assert text.count("```") == 2 * len(found)  # none in another form
+    assert text.count("```") == 2 * len(found)  # there is no block of another form
     assert {language for language, _ in found} <= {"python", "sh", "bash", "bibtex"}
     return [(language, text) for language, text in found if language in languages]
 
 
 @pytest.fixture
 def after_demo(tmp_path, monkeypatch):
-    """The folder of the repository as `make demo` leaves it."""
+    """A copy of the repository after `make demo`."""
     monkeypatch.chdir(tmp_path)
     for name in ("examples", "Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
-    assert main(["convert", "examples/demo/mae_demo.pth", "demo/mae-demo", *HEADS]) == 0
+    assert main(["convert", "examples/demo/mae_demo.pth", "demo/mae-demo", *HEAD_OPTIONS]) == 0
     return tmp_path
 
 
 @pytest.fixture
 def run(hub, after_demo, tmp_path_factory):
-    """Runs a block in a process of its own that knows a Hub on 127.0.0.1; of make, it runs what `--dry-run` does."""
+    """Runs a block in a child process that uses the Hub of the tests; make runs with `--dry-run`."""
     home = tmp_path_factory.mktemp("home")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = hub.environment(home) | {"PATH": path, "TORCH_HOME": str(home), "MAKEFLAGS": "--dry-run"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # of several GPUs, a script takes one that was chosen
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # scripts refuse to choose among several GPUs
 
     def run(language, text):
         command = {"python": [sys.executable, "-c", text], "sh": ["sh", "-ec", text]}[language]
-        done = subprocess.run(command, env=environment, cwd=after_demo, capture_output=True, text=True)
-        assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
+        run_command(*command, env=environment, cwd=after_demo)
 
     run.home = home
     return run
 
 
-def test_python_of_the_readme_runs_as_written(after_demo):
-    for _, block in blocks("README.md", "python"):
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-
-
-@pytest.mark.heavy
-def test_commands_of_the_readme_run_as_written(run, hub, after_demo):
-    """With weights made by a recipe in the place of released ones, in the cache of downloads and on the Hub as well."""
+@pytest.fixture
+def released(run, hub, after_demo):
+    """Weights made by a recipe under the names of released files, in the folder, the download cache and on the Hub."""
     write_official("base", after_demo / "mae_visualize_vit_base.pth")
     write_official("base", after_demo / "mae_pretrain_vit_base.pth", "pretrain")
     for name in ("photo.jpg", "other.jpg"):
@@ -73,27 +72,45 @@ def test_commands_of_the_readme_run_as_written(run, hub, after_demo):
     assert main(["convert", "mae_visualize_vit_base.pth", "hub", "--to", "vit_mae"]) == 0
     files = {path.name: path.read_bytes() for path in Path("hub").iterdir()}
     hub.repos["facebook/vit-mae-base"] = Repository(False, [Commit("1" * 40, files)])
-    for block in blocks("README.md", "sh"):
+
+
+def pages_with(*languages, but=()):
+    return [name for name in PAGES if name not in but and blocks(name, *languages)]
+
+
+@pytest.mark.parametrize("document", pages_with("python", but=WITH_LIBRARIES))
+def test_python_runs_as_written(after_demo, document):
+    session = {"__name__": "document"}
+    for _, block in blocks(document, "python"):
+        exec(compile(block, document, "exec"), session)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("document", pages_with("sh", but=WITH_LIBRARIES))
+def test_commands_run_as_written(request, run, document):
+    if document in WITH_RELEASED_FILES:
+        request.getfixturevalue("released")
+    for block in blocks(document, "sh"):
         run(*block)
 
 
-@pytest.mark.heavy  # PEFT, accelerate, ONNX
-@pytest.mark.parametrize("document", EXAMPLES)
-def test_examples_run_as_written(run, document):
+@pytest.mark.heavy
+@pytest.mark.parametrize("document", WITH_LIBRARIES)
+def test_python_and_commands_run_as_written_with_the_libraries_of_the_examples(run, document):
     for block in blocks(document, "python", "sh"):
         run(*block)
 
 
 @pytest.mark.heavy  # accelerate, datasets
 def test_launch_lines_parse_and_have_the_effective_batch_that_they_state():
-    """Those for GPUs and for ImageNet, blocks of bash, cannot run."""
+    """They need GPUs and ImageNet, so they cannot run; they are the blocks of bash."""
     from transformers import HfArgumentParser
 
     from finetune import FineTuning
     from pretrain import PreTraining
 
     checked = 0
-    for _, block in blocks("examples/README.md", "bash"):
+    for _, block in blocks("docs/train.md", "bash"):
         for product, command in re.findall(r"# effective batch (.*)\n((?:.*\\\n)*.*)", block):
             words = shlex.split(command.replace("\\\n", " "))
             script = next(i for i, word in enumerate(words) if word.startswith("examples/"))
@@ -116,7 +133,43 @@ def test_readme_opens_with_the_two_commands_and_eight_lines_of_python():
     assert len([line for line in code.splitlines() if line.strip()]) == 8
 
 
-@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", *EXAMPLES])
+def test_rows_of_the_guide_are_the_sizes_that_are_built():
+    rows = re.findall(r"^\| (tiny|small) .*", (ROOT / "docs/use.md").read_text(), flags=re.MULTILINE)
+    assert rows == ["tiny", "small"]
+    for size in rows:
+        config = MAEConfig.from_preset(size)
+        with torch.device("meta"):
+            model = MAEForPreTraining(config)
+        encoder = f"{config.hidden_size}, {config.num_hidden_layers}, {config.num_attention_heads}"
+        decoder = f"{config.decoder_hidden_size}, {config.decoder_num_hidden_layers}"
+        decoder = f"{decoder}, {config.decoder_num_attention_heads}"
+        counts = f"{model.mae.num_parameters():,} | {model.num_parameters():,}"
+        row = f"| {size} | {config.patch_size} | {encoder} | {decoder} | {counts} |\n"
+        assert row in (ROOT / "docs/use.md").read_text()
+
+
+def prose(document):
+    """The text of a document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(document):
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
-    for name in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
-        assert ((ROOT / document).parent / name).exists(), name
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        name, _, anchor = link.partition("#")
+        if link.startswith("https://"):
+            continue
+        target = ((ROOT / document).parent / name).resolve() if name else ROOT / document
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target.relative_to(ROOT)), link
+
+
+def test_pages_are_linked_from_the_readme():
+    linked = re.findall(r"\]\(([^)#\s]+)", prose("README.md"))
+    assert {name for name in DOCUMENTS if name.startswith("docs/")} <= set(linked)
