@@ -1,10 +1,10 @@
-"""One side of a comparison in a process of its own: it makes a model, and takes a turn whenever it is told to.
+"""A process of a comparison: it creates a model and runs it once per turn.
 
     python -m benchmarks.worker '{"library": "mae_hf", "task": "step", "preset": "base", "attention": "sdpa"}'
 
-It writes a line when it is ready. Every line on standard input then asks for a turn; the answer is a line of JSON with
-the seconds that it took and the peak of memory so far. Processes that take turns have heaps, caches and compiled
-kernels of their own.
+It writes a line when it is ready. Then every line on standard input requests a turn, and the answer is a line of JSON
+with the seconds that the turn took and the peak of memory so far. Every process has its own heap, caches and compiled
+kernels.
 """
 
 import json
@@ -24,7 +24,7 @@ from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEM
 from mae_hf.vit_mae import config_to_vit_mae
 
 MAE_HF = {"step": MAEForPreTraining, "features": MAEModel, "classifier": MAEForImageClassification}
-# ViTMAE has no classifier; that of ViT has the same encoder
+# ViTMAE has no classifier; ViT's has the same encoder
 TRANSFORMERS = {"step": ViTMAEForPreTraining, "features": ViTMAEModel, "classifier": ViTForImageClassification}
 LABELS = 1000
 
@@ -34,18 +34,18 @@ class Job:
     """What a process does in each of its turns.
 
     Attributes:
-        library: "mae_hf", "transformers", or "matmul" for nothing but the matrix products of mae_hf's linear layers.
+        library: "mae_hf", "transformers", or "matmul" for only the matrix products of mae_hf's linear layers.
         task: "step", forward and backward of pretraining; "features", forward of the encoder without gradients;
             "classifier", forward and backward of a classifier; "load", `from_pretrained` of a pretraining model.
-        preset: "base", "large" or "huge".
-        batch: Images.
+        preset: A size of `PRESETS`.
+        batch: Number of images.
         dtype: "float32", or "bfloat16" by autocast.
         attention: Name of the attention implementation.
         compiled: Use `torch.compile`.
         image_size: Side of the images in pixels.
-        mask_ratio: Share of patches that a "step" hides, and "features" if it is not 0.
+        mask_ratio: Fraction of patches that a "step" masks, in [0, 1); 0 for "features" of whole images.
         device: "cpu" or "cuda".
-        folder: Where "load" finds the weights.
+        folder: Folder of the weights that "load" loads.
     """
 
     library: str = "mae_hf"
@@ -66,7 +66,7 @@ class Job:
         return self.task in ("step", "classifier")
 
     def make_model(self) -> nn.Module:
-        """Make the library's model for the task, with its own random weights."""
+        """Create the library's model for the task, randomly initialised."""
         config = MAEConfig.from_preset(
             self.preset, image_size=self.image_size, mask_ratio=self.mask_ratio, num_labels=LABELS
         )
@@ -75,21 +75,21 @@ class Job:
             return MAE_HF[self.task](config).train(self.trains)
         theirs: Any = config_to_vit_mae(config)
         if self.task == "classifier":
-            theirs = ViTConfig.from_dict(config.to_dict() | {"model_type": "vit"})  # the fields have the same names
+            theirs = ViTConfig.from_dict(config.to_dict() | {"model_type": "vit"})  # its fields have the same names
         theirs._attn_implementation = self.attention
         return TRANSFORMERS[self.task](theirs).train(self.trains)
 
     def inputs(self) -> dict[str, Any]:
-        """Images, and what else the model's forward takes."""
+        """Return the keyword arguments of the model's forward."""
         made: dict[str, Any] = {"pixel_values": torch.randn(self.batch, 3, self.image_size, self.image_size)}
         if self.task == "classifier":
             made["labels"] = torch.arange(self.batch)
         if self.library != "transformers" and self.task == "features" and self.mask_ratio:
-            made["mask_ratio"] = self.mask_ratio  # transformers has it in its configuration only
+            made["mask_ratio"] = self.mask_ratio  # transformers only has it in its config
         return made
 
     def products(self) -> list[tuple[int, int, int]]:
-        """Sizes of the matrix products in the forward pass of the linear layers: rows, inputs and outputs."""
+        """Return rows, inputs and outputs of the matrix product of each linear layer in a forward pass."""
         found: list[tuple[int, int, int]] = []
 
         def note(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -102,7 +102,7 @@ class Job:
 
 
 def model_turn(job: Job) -> Callable[[], None]:
-    """Make the model, and return what runs it once."""
+    """Create the model, and return a function that runs it once."""
     model = job.make_model().to(job.device)
     inputs = {name: x.to(job.device) if isinstance(x, torch.Tensor) else x for name, x in job.inputs().items()}
     run = torch.compile(model) if job.compiled else model
@@ -121,8 +121,9 @@ def model_turn(job: Job) -> Callable[[], None]:
 
 
 def matmul_turn(job: Job) -> Callable[[], None]:
-    """Return what computes the products of `job.products()`, and those of their gradients if it trains."""
-    dtype, products = getattr(torch, job.dtype), job.products()
+    """Return a function that computes the products of `job.products()`, and those of their gradients if it trains."""
+    dtype = getattr(torch, job.dtype)
+    products = job.products()
     operands = {
         (rows, inputs, outputs): (
             torch.randn(rows, inputs, dtype=dtype, device=job.device),
@@ -144,20 +145,20 @@ def matmul_turn(job: Job) -> Callable[[], None]:
 
 
 def load_turn(job: Job) -> Callable[[], object]:
-    """Return what loads the weights once."""
+    """Return a function that loads the weights once."""
     model = (MAE_HF if job.library == "mae_hf" else TRANSFORMERS)["step"]
     return lambda: model.from_pretrained(job.folder)
 
 
 def make_turn(job: Job) -> Callable[[], object]:
-    """Return what a job does in a turn."""
+    """Return a function that runs the job once."""
     if job.task == "load":
         return load_turn(job)
     return matmul_turn(job) if job.library == "matmul" else model_turn(job)
 
 
 def peak_memory(device: str) -> int:
-    """Largest memory so far, in bytes: resident, of the process with its libraries, or of the tensors on a GPU."""
+    """Return the peak of memory so far in bytes: on a CPU, resident memory of the process; on a GPU, of its tensors."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -178,11 +179,11 @@ def main() -> None:
 
     for _ in range(3 if job.compiled else 1):
         finished_turn()
-    torch.cuda.empty_cache()  # so that another process can fill the card; here and below, nothing on a CPU
+    torch.cuda.empty_cache()  # so that the next process can use the memory; no effect on a CPU
     print("ready", flush=True)
     for _ in sys.stdin:
         if job.device == "cuda":
-            finished_turn()  # the other process has had the card since
+            finished_turn()  # warm up again: the other process has used the GPU since
         start = time.perf_counter()
         finished_turn()
         seconds = time.perf_counter() - start

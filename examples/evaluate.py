@@ -1,9 +1,10 @@
-"""Top-1 and top-5 accuracy of a classifier on a folder of images, with the official transform.
+"""Evaluate a classifier on a folder of images: top-1 and top-5 accuracy, with the official transform.
 
     python examples/evaluate.py ./mae-finetuned-vit-base imagenet/val
 
-IMAGES holds a folder for each class. If their names are those of the model's labels, they are matched by name; if they
-are not, but are as many, by alphabetical order: the folders of ImageNet, in the order of the official scripts.
+IMAGES contains a folder for each class. Folders with the names of the model's labels are matched by name. If no folder
+has the name of a label, but their numbers agree, they are matched in alphabetical order: the folders of ImageNet, in
+the order of the official scripts.
 """
 
 import argparse
@@ -28,13 +29,14 @@ logger = logging.getLogger("examples.evaluate")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run with command line arguments; returns the exit status."""
     parser = argparse.ArgumentParser(description="Top-1 and top-5 accuracy on a folder of images.")
-    parser.add_argument("folder", metavar="FOLDER", help="or Hub id, of a classifier of mae_hf")
+    parser.add_argument("folder", metavar="FOLDER", help="folder or Hub id of a classifier of mae_hf")
     parser.add_argument("images", metavar="IMAGES", help="folder with a folder of images for each class")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
-    parser.add_argument("--workers", type=int, default=min(10, os.cpu_count() or 1), metavar="N")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch")
+    parser.add_argument("--workers", type=int, default=min(10, os.cpu_count() or 1), metavar="N", help="loader workers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true", help="half precision")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     options = parser.parse_args(arguments)
     transformers.utils.logging.disable_progress_bar()
     log_to_terminal()
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @torch.no_grad()
 def evaluate(options: argparse.Namespace) -> tuple[float, float, float, int]:
-    """Top-1 and top-5 in percent, mean loss, and number of images."""
+    """Return top-1 and top-5 accuracy in percent, the mean loss, and the number of images."""
     model = load(options.folder).to(options.device)
     images = ImageFolder(options.images, partial(evaluation_transform, size=to_pair(model.config.image_size)))
     classes = match(images.classes, model.config).to(options.device)
@@ -69,33 +71,45 @@ def evaluate(options: argparse.Namespace) -> tuple[float, float, float, int]:
 
 
 def load(folder: str) -> MAEForImageClassification:
-    """The classifier, in eval mode; a folder without a head is refused."""
+    """Load the classifier in eval mode.
+
+    Raises:
+        ValueError: If the folder holds another class, whose head would be randomly initialised.
+    """
     found = (MAEConfig.from_pretrained(folder).architectures or ["no class"])[0]
     if found != "MAEForImageClassification":
-        raise ValueError(f"{folder} holds {found}: evaluation needs a classifier, which examples/finetune.py makes")
+        raise ValueError(f"{folder} holds {found}: evaluation needs a classifier, such as examples/finetune.py trains")
     return MAEForImageClassification.from_pretrained(folder)
 
 
 def match(names: Sequence[str], config: MAEConfig) -> torch.Tensor:
-    """The model's class of each class of the images."""
+    """Return the index of the model's label for each class of the images.
+
+    Args:
+        names: Class folders, in order.
+        config: Config of the model, with its labels.
+
+    Raises:
+        ValueError: If there are no class folders, or they cannot be matched to the labels.
+    """
     if not names:
-        raise ValueError("the images have no folder for each class")
+        raise ValueError("the images are not in one folder per class")
     unknown = [name for name in names if name not in config.label2id]
     if not unknown:
         return torch.tensor([config.label2id[name] for name in names])
     if len(unknown) < len(names) or len(names) != config.num_labels:
         raise ValueError(
             f"the images have {len(names)} classes, the model {config.num_labels}, and {len(unknown)} of the folders, "
-            f"{unknown[0]!r} for one, have no name of its labels"
+            f"such as {unknown[0]!r}, do not have the name of a label"
         )
     logger.info(
-        "no folder has the name of a label: they are taken in order, %s as %s ...", names[0], config.id2label[0]
+        "no folder has the name of a label: they are matched in order, %s as %s ...", names[0], config.id2label[0]
     )
     return torch.arange(len(names))
 
 
 def collate(samples: Sequence[dict]) -> list[torch.Tensor]:
-    """Images `(B, 3, H, W)` and labels `(B,)`."""
+    """Return images `(B, 3, H, W)` and labels `(B,)`."""
     return default_collate([(sample["pixel_values"], sample["labels"]) for sample in samples])
 
 

@@ -1,19 +1,19 @@
-"""Export a model to ONNX, and compare what onnxruntime makes of the file with what PyTorch makes of the model.
+"""Export a model to ONNX, and compare the outputs of onnxruntime with those of PyTorch.
 
     python examples/export_onnx.py demo/mae-demo mae.onnx
     python examples/export_onnx.py demo/mae-demo encoder.onnx --encoder
 
-The folder or Hub repository says which class it holds:
+The class is the one in the config of the folder or Hub repository:
 
     MAEModel, MAEBackbone      pixel_values        -> last_hidden_state, pooler_output
     MAEForImageClassification  pixel_values        -> logits
-    MAEForPreTraining          pixel_values, noise -> loss (if anything is hidden), logits, mask, ids_restore
+    MAEForPreTraining          pixel_values, noise -> loss (if the mask ratio is not 0), logits, mask, ids_restore
 
-The file is in float32 and takes any number of images, of the size that the model has. It hides as many patches as the
-config's mask_ratio says, those with the largest noise: to hide as many of your own choice, give 1 for those and 0 for
-the others. Weights of more than 1.5 GB lie beside the file, in OUT.onnx.data; keep the two together, and the name.
+The file is in float32 and takes any number of images of the model's image size. It masks the patches with the largest
+noise, as many as the config's mask_ratio specifies. For a custom mask of as many patches, pass 1 for those and 0 for
+the others. Weights of more than 1.5 GB are stored in OUT.onnx.data; keep the two files together, and their names.
 
-Needs onnx, onnxscript and onnxruntime.
+Requires onnx, onnxscript and onnxruntime.
 """
 
 import argparse
@@ -38,22 +38,25 @@ CLASSES = {
     "MAEForImageClassification": MAEForImageClassification,
     "MAEForPreTraining": MAEForPreTraining,
 }
-EXACT, TOLERANCE = ("mask", "ids_restore"), 1e-4  # the tolerance is of the other outputs
+EXACT = ("mask", "ids_restore")
+TOLERANCE = 1e-4  # of the other outputs
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Export a model to ONNX and compare the two.")
-    parser.add_argument("folder", metavar="FOLDER", help="or Hub id, with the weights of any model of mae_hf")
+    parser.add_argument("folder", metavar="FOLDER", help="folder or Hub id of any model of mae_hf")
     parser.add_argument("out", type=Path, metavar="OUT.onnx")
-    parser.add_argument("--encoder", action="store_true", help="only the features of a pretraining model")
-    parser.add_argument("--opset", type=int, default=20, choices=range(18, 26), metavar="N", help="18 to 25 (20)")
+    parser.add_argument("--encoder", action="store_true", help="export only the encoder of a pretraining model")
+    parser.add_argument(
+        "--opset", type=int, default=20, choices=range(18, 26), metavar="N", help="ONNX opset, 18 to 25 (default: 20)"
+    )
     options = parser.parse_args(arguments)
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     try:
         export(options.folder, options.out, options.encoder, options.opset)
     except torch.onnx.OnnxExporterError:
-        raise  # no fault of the input
+        raise  # not the fault of the input
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print("export_onnx:", str(error).strip().splitlines()[0], file=sys.stderr)
         return 1
@@ -61,31 +64,46 @@ def main(arguments=None):
 
 
 def export(folder, out, encoder, opset):
-    """Put the file in its place, whole and compared, or raise."""
+    """Export a model and compare the file with it; if anything is wrong, write nothing.
+
+    Args:
+        folder: Folder or Hub id.
+        out: File to write; it must not exist.
+        encoder: Export only the encoder of a pretraining model.
+        opset: Version of ONNX's operator set.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is not installed.
+        ValueError: If the file cannot be written, the model cannot be exported, or the outputs differ.
+    """
     missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
     if not out.parent.is_dir():
-        raise ValueError(f"there is no directory {out.parent}")
+        raise ValueError(f"no such directory: {out.parent}")
     for path in (out, out.with_name(f"{out.name}.data")):
         if path.exists():
-            raise ValueError(f"{path} is there already")
+            raise ValueError(f"{path} already exists")
     model = load(folder, encoder)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-        staged = Path(beside, out.name)  # of the same name, by which the file knows its .data
+        staged = Path(beside, out.name)  # of the same name: the file refers to its .data by name
         write(model, staged, opset)
         found = differences(model, staged)
         for name, difference in found.items():
             print(f"{name:18} largest difference from PyTorch {difference:.1e}")
-        wrong = [name for name in found if not found[name] <= (0 if name in EXACT else TOLERANCE)]  # nor may it be NaN
+        wrong = [name for name in found if not found[name] <= (0 if name in EXACT else TOLERANCE)]  # true for NaN too
         if wrong:
             raise ValueError(f"onnxruntime differs from PyTorch in {', '.join(wrong)}: nothing is written")
-        for path in sorted(Path(beside).iterdir(), reverse=True):  # OUT.onnx.data before the file that needs it
+        for path in sorted(Path(beside).iterdir(), reverse=True):  # OUT.onnx.data first: the other file needs it
             path.rename(out.with_name(path.name))
 
 
 def load(folder, encoder):
-    """The model in eval mode, with the attention that onnxruntime is faster with: written out, not sdpa."""
+    """Load the model in eval mode, with "eager" attention, with which onnxruntime is faster than with "sdpa".
+
+    Raises:
+        ValueError: If the folder has no class of mae_hf, a classifier where the encoder is wanted, or corrupt weights.
+    """
     name = (MAEConfig.get_config_dict(folder)[0].get("architectures") or ["no class"])[0]
     if name not in CLASSES:
         raise ValueError(f"{folder} holds {name}, not one of {', '.join(CLASSES)}")
@@ -100,6 +118,7 @@ def load(folder, encoder):
 
 
 def random_inputs(model, batch):
+    """Return random keyword arguments of the model's forward, for so many images."""
     config = model.config
     height, width = (side * config.patch_size for side in config.grid_size)
     inputs = {"pixel_values": torch.randn(batch, config.num_channels, height, width)}
@@ -110,10 +129,11 @@ def random_inputs(model, batch):
 
 @torch.no_grad()
 def write(model, path, opset):
+    """Write the ONNX file of a model."""
     inputs = random_inputs(model, batch=2)
     axes = {"pixel_values": {0: torch.export.Dim("batch")}, "noise": {0: torch.export.Dim.DYNAMIC}}
     with warnings.catch_warnings():
-        # what the exporter says of itself: it uses what PyTorch deprecates, and does without torchvision, as we do
+        # the exporter uses a deprecated function of PyTorch, and logs that it works without torchvision
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         torch.onnx.export(
@@ -126,13 +146,13 @@ def write(model, path, opset):
             dynamic_shapes={name: axes[name] for name in inputs},
             custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
             opset_version=opset,
-            external_data=False,  # unless it is too large
+            external_data=False,  # unless the weights are too large
             verbose=False,
         )
 
 
 def stable_sort(self, stable=None, dim=-1, descending=False):
-    """The sort by noise, which the exporter cannot translate. TopK is stable: of equal values the first comes first."""
+    """Translate the sort by noise, which the exporter cannot. TopK is stable: of equal values the first comes first."""
     from onnxscript import opset18 as op
 
     length = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
@@ -141,7 +161,7 @@ def stable_sort(self, stable=None, dim=-1, descending=False):
 
 @torch.no_grad()
 def differences(model, path):
-    """The largest difference of each output, for another number of images than the file was made with."""
+    """Return the largest absolute difference of each output, for another batch size than in the export."""
     import onnxruntime
 
     inputs = random_inputs(model, batch=3)
@@ -155,6 +175,7 @@ def differences(model, path):
 
 
 def largest_difference(found, expected):
+    """Return the largest absolute difference of two tensors, infinity if their shapes differ."""
     return (found - expected).abs().max().item() if found.shape == expected.shape else math.inf
 
 

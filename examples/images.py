@@ -17,44 +17,56 @@ from augmentation import random_resized_crop
 from mae_hf.training import seeded
 
 logger = logging.getLogger("examples.images")
-MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-REPLACEMENTS = 100  # broken images in a row, after which training stops
+MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+REPLACEMENTS = 100  # consecutive broken images after which training stops
 Transform = Callable[[Image.Image, Random], Tensor]
 
 
 class ImageFolder(torch.utils.data.Dataset):
-    """The images of a folder, with the names of its class folders as labels if it has such.
+    """The images of a folder, labelled with the names of its class folders if it has any.
 
-    What is random about a sample, its place in the order and its transform, comes from the seed, the epoch and its
-    index alone: it is the same for any number of processes and workers, and after resuming. So give it to `Trainer`
-    with `train_sampling_strategy="sequential"`, and call `set_epoch` when an epoch begins, which reaches persistent
-    workers too. The order is made here as that of accelerate starts over when several processes resume.
+    Everything random about a sample, its position in the epoch and its transform, depends only on the seed, the epoch
+    and its index. So it is the same for any number of processes and workers, and after resuming. Pass the dataset to
+    `Trainer` with `train_sampling_strategy="sequential"`: the dataset shuffles itself, because accelerate's order
+    starts over when several processes resume. `Trainer` calls `set_epoch` at the start of each epoch, also of an epoch
+    that it resumes; a custom training loop has to call it. It takes effect in persistent workers too.
 
     Args:
-        folder: Images in any depth, in any format that Pillow reads. Files with other endings are skipped.
-        transform: From an image and a source of randomness to `(3, H, W)`; workers may have to pickle it.
-        seed: Of order and transforms.
-        train: Shuffle, and put the next image in the place of one that cannot be read; else both would be errors.
+        folder: Folder with images at any depth, in any format that Pillow reads. Files with other suffixes are skipped.
+        transform: Function from an image and a random number generator to `(3, H, W)`; picklable if workers are
+            started by spawn.
+        seed: Seed of order and transforms.
+        train: Shuffle, and use the next image instead of one that cannot be read. Otherwise the order is that of the
+            folder, and such an image is an error.
     """
 
     def __init__(self, folder: str, transform: Transform, seed: int = 0, train: bool = False) -> None:
-        self.folder, self.files = folder, list_images(folder)
+        self.folder = folder
+        self.files = list_images(folder)
         self.classes = self.files.features["label"].names if "label" in self.files.features else []
-        self.transform, self.seed, self.train = transform, seed, train
+        self.transform = transform
+        self.seed = seed
+        self.train = train
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._order = -1, np.empty(0)  # epoch, index of each position
+        self._order = -1, np.empty(0)  # epoch, index of the image at each position
 
     def __len__(self) -> int:
         return len(self.files)
 
     def set_epoch(self, epoch: int) -> None:
-        """Order and transforms of this epoch from now on."""
+        """Use the order and the transforms of this epoch from now on."""
         self.epoch.fill_(epoch)
 
     def __getitem__(self, position: int) -> dict:
-        """`pixel_values` `(3, H, W)`, `index`, `epoch` (None unless training) and, if there are classes, `labels`."""
+        """Return `pixel_values` `(3, H, W)`, `index`, `epoch` (None unless training) and `labels` if there are classes.
+
+        Raises:
+            IndexError: If there is no such position.
+            ValueError: If the image cannot be read; in training, if too many in a row cannot.
+        """
         if not 0 <= position < len(self):
-            raise IndexError(f"there is no image {position}, there are {len(self)}")
+            raise IndexError(f"position {position} is out of range: {self.folder} has {len(self)} images")
         epoch = int(self.epoch) if self.train else None
         image, index = self._read(position if epoch is None else self._shuffled(epoch)[position])
         sample = {"pixel_values": self.transform(image, seeded(self.seed, "transform", epoch, index))}
@@ -76,21 +88,24 @@ class ImageFolder(torch.utils.data.Dataset):
             except ValueError as error:
                 if not self.train:
                     raise
-                logger.warning("skipped, the next image takes its place: %s", error)
+                logger.warning("skipped, using the next image instead: %s", error)
         raise ValueError(f"{tries} images in a row in {self.folder} cannot be read")
 
 
 def list_images(folder: str) -> Dataset:
-    """The paths of the images in a folder and their classes, in alphabetical order, in the memory that workers share.
+    """List the images of a folder and their classes in alphabetical order, in memory that workers share.
 
-    The class is the folder within `folder` in which an image lies, at any depth. Links are followed.
+    The class of an image is the top-level folder that contains it, at any depth. Symbolic links are followed.
+
+    Raises:
+        ValueError: If there is no such folder, or it has no images.
     """
     if not os.path.isdir(folder):
-        raise ValueError(f"there is no folder {folder}")
+        raise ValueError(f"no such folder: {folder}")
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths, tops, others = [], [], []
     for place, folders, names in os.walk(folder, followlinks=True):
-        above = Path(place).resolve()  # a link to a folder above would never end
+        above = Path(place).resolve()  # following a link to a parent folder would never end
         folders[:] = [name for name in folders if not above.is_relative_to(Path(place, name).resolve())]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         top = next(iter(Path(place).relative_to(folder).parts), None)
@@ -101,9 +116,9 @@ def list_images(folder: str) -> Dataset:
             else:
                 others.append(os.path.join(place, name))
     if not paths:
-        raise ValueError(f"there is no image in {folder}")
+        raise ValueError(f"no images in {folder}")
     if others:
-        logger.info("skipped %d files in %s that are no images, %s for one", len(others), folder, others[0])
+        logger.info("skipped %d files in %s that are not images, such as %s", len(others), folder, others[0])
     classes = [] if None in tops else sorted(set(tops))
     labels = {"label": tops} if classes else {}
     features = Features({"path": Value("string")} | ({"label": ClassLabel(names=classes)} if classes else {}))
@@ -111,40 +126,58 @@ def list_images(folder: str) -> Dataset:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image in RGB, not turned by its EXIF data, as the official scripts read it.
+    """Read an image as RGB, ignoring its EXIF orientation like the official scripts.
 
     Raises:
-        ValueError: If it cannot be read, or has more than 8 bits a channel, which Pillow would clip.
+        ValueError: If the image cannot be read, or has more than 8 bits per channel, which Pillow would clip.
+        OSError: If the file cannot be opened.
     """
     try:
         with Image.open(path) as opened:
-            mode, image = opened.mode, opened.convert("RGB")
-    except Exception as error:  # Pillow raises what its formats do: OSError, SyntaxError, NotImplementedError, ...
+            mode = opened.mode
+            image = opened.convert("RGB")
+    except Exception as error:  # Pillow raises what its formats raise: OSError, SyntaxError, NotImplementedError, ...
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
-            raise  # no fault of the image
-        raise ValueError(f"{path} is no image that can be read: {error}") from error
+            raise  # not the fault of the image
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if mode.startswith(("I", "F")):
-        raise ValueError(f"{path} has more than 8 bits a channel: convert it to 8 first")
+        raise ValueError(f"{path} has more than 8 bits per channel: convert it to 8 bits first")
     return image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Pixels `(3, H, W)`, by the statistics of ImageNet."""
+    """Return the pixels `(3, H, W)`, normalised by the mean and standard deviation of ImageNet."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255  # H W 3 -> 3 H W
     return (pixels - MEAN) / STD
 
 
 def crop_and_flip(image: Image.Image, rng: Random, size: tuple[int, int], min_crop: float, flip: float) -> Image.Image:
-    """Random resized crop of so much of the image at least, bicubic, and flip: every training transform starts so."""
+    """Apply the random resized crop and horizontal flip with which every training transform starts.
+
+    Args:
+        image: RGB image of any size.
+        rng: Random number generator.
+        size: (height, width) of the result in pixels.
+        min_crop: Minimum area of the crop, as a fraction of the image.
+        flip: Probability of the flip.
+    """
     image = random_resized_crop(image, size, rng, (min_crop, 1.0))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < flip else image
 
 
 def evaluation_transform(image: Image.Image, rng: Random, size: tuple[int, int]) -> Tensor:
-    """Shorter side to 256/224 of the size (above 224 pixels: to the size), bicubic, and the centre.
+    """Resize the shorter side to 256/224 of the size (above 224 pixels: to the size), bicubic, and crop the centre.
 
-    `preprocessor_config.json` says the same up to 224 pixels, but transformers may crop a pixel further up or left
-    where an odd number of pixels is left over.
+    `preprocessor_config.json` specifies the same up to 224 pixels, but transformers may crop one pixel further up or
+    left where the margin is odd.
+
+    Args:
+        image: RGB image of any size.
+        rng: Unused: nothing is random.
+        size: (height, width) of the result in pixels.
+
+    Returns:
+        Normalised pixels, `(3, H, W)`.
 
     Source: `build_transform` in util/datasets.py of facebookresearch/mae.
     """
@@ -152,5 +185,6 @@ def evaluation_transform(image: Image.Image, rng: Random, size: tuple[int, int])
     short = int(max(size) * 256 / 224) if max(size) <= 224 else max(size)
     long = int(short * max(image.size) / min(image.size))
     image = image.resize((short, long) if image.width <= image.height else (long, short), Image.Resampling.BICUBIC)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    left = round((image.width - width) / 2)
+    top = round((image.height - height) / 2)
     return to_tensor(image.crop((left, top, left + width, top + height)))

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: official settings as `TrainingArguments`, resuming, and clear failures."""
+"""Shared by pretraining and fine-tuning: the official settings as `TrainingArguments`, resuming, and error messages."""
 
 import contextlib
 import logging
@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from images import ImageFolder
 from terminal import log_to_terminal, one_line
 
 logger = logging.getLogger("examples.recipe")
@@ -26,38 +25,38 @@ logger = logging.getLogger("examples.recipe")
 
 @dataclass
 class Recipe(TrainingArguments):
-    """Every argument of transformers' `TrainingArguments`, some with other defaults, and what the recipes add.
+    """transformers' `TrainingArguments`, some with other defaults, and the arguments that the recipes add.
 
-    The learning rate is `base_learning_rate` times the effective batch by 256, unless `learning_rate` is given; the
-    effective batch is `per_device_train_batch_size` times `gradient_accumulation_steps` times the number of processes.
+    The learning rate is `base_learning_rate` * effective batch / 256, unless `learning_rate` is given. The effective
+    batch is `per_device_train_batch_size` * `gradient_accumulation_steps` * number of processes.
     """
 
     images: str | None = field(default=None, metadata={"help": "Folder of images to train on."})
-    validation: str | None = field(default=None, metadata={"help": "Folder of images that are not trained on."})
+    validation: str | None = field(default=None, metadata={"help": "Folder of images to evaluate on."})
     base_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate for an effective batch of 256."})
     learning_rate: float | None = field(default=None, metadata={"help": "Instead of the scaled base learning rate."})
-    warmup_epochs: float = field(default=0, metadata={"help": "Epochs in which the learning rate rises from 0."})
-    min_crop: float = field(default=0.2, metadata={"help": "Least share of an image that a random crop takes."})
-    flip: float = field(default=0.5, metadata={"help": "Probability of mirroring an image."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 does not."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Half a cosine after the warm-up."})
-    seed: int = field(default=0, metadata={"help": "Of everything that is random."})
-    dataloader_num_workers: int = field(default=min(10, os.cpu_count() or 1), metadata={"help": "Per process."})
-    dataloader_pin_memory: bool = field(default=torch.accelerator.is_available(), metadata={"help": "For devices."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out the last, smaller batch."})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Every trained weight is used."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a device in evaluation."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of log."})
-    hub_strategy: str = field(default="end", metadata={"help": "When --push_to_hub does so: end, every_save ..."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate at the start: shows what cannot be read."})
+    warmup_epochs: float = field(default=0, metadata={"help": "Epochs over which the learning rate rises from 0."})
+    min_crop: float = field(default=0.2, metadata={"help": "Minimum area of a random crop, as a fraction."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 disables it."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Half a cosine after the warmup."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is random."})
+    dataloader_num_workers: int = field(default=min(10, os.cpu_count() or 1), metadata={"help": "Workers per process."})
+    dataloader_pin_memory: bool = field(default=torch.accelerator.is_available(), metadata={"help": "Pin memory."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch."})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Not needed: every weight is used."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device in evaluation."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
+    save_total_limit: int = field(default=2, metadata={"help": "Number of checkpoints to keep."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two log entries."})
+    hub_strategy: str = field(default="end", metadata={"help": "When --push_to_hub pushes: end, every_save ..."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate at the start: finds broken images."})
 
     def __post_init__(self):
         if self.images is None:
             raise ValueError("--images is missing: the folder of images to train on")
         if not self.output_dir:
-            raise ValueError("--output_dir is missing: where checkpoints and the model go")
+            raise ValueError("--output_dir is missing: the folder for checkpoints and model")
         if not 0 <= self.warmup_epochs < self.num_train_epochs:
             raise ValueError(
                 f"warmup_epochs must be at least 0 and less than num_train_epochs, {self.num_train_epochs:g}, "
@@ -65,77 +64,69 @@ class Recipe(TrainingArguments):
             )
         if self.max_steps <= 0 and self.num_train_epochs % 1:
             raise ValueError(
-                f"num_train_epochs must be whole, got {self.num_train_epochs:g}: --max_steps ends within an epoch"
+                f"num_train_epochs must be a whole number, got {self.num_train_epochs:g}: to stop within an epoch, use "
+                f"--max_steps"
             )
         if self.eval_strategy == "no" and self.validation:
             self.eval_strategy = "epoch"
         self.eval_on_start &= self.validation is not None
-        self.remove_unused_columns = False  # the samples of images.py say their epoch and index
-        self.train_sampling_strategy = "sequential"  # and it shuffles by itself
-        self.logging_nan_inf_filter = False  # StopAtNaN is to see them
+        self.remove_unused_columns = False  # the collators need the epoch and index of each sample
+        self.train_sampling_strategy = "sequential"  # ImageFolder shuffles itself
+        self.logging_nan_inf_filter = False  # StopAtNaN has to see them
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(
-                f"{self.n_gpu} GPUs in one process: start one for each, torchrun --nproc-per-node {self.n_gpu} ..., or "
-                f"choose one, CUDA_VISIBLE_DEVICES=0 python ..."
+                f"{self.n_gpu} GPUs in one process: start one process per GPU, torchrun --nproc-per-node {self.n_gpu} "
+                f"..., or select one GPU, CUDA_VISIBLE_DEVICES=0 python ..."
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.effective_batch / 256
-        self.warmup_steps = self.warmup_steps or self.warmup_epochs / self.num_train_epochs  # the share of all steps
+        self.warmup_steps = self.warmup_steps or self.warmup_epochs / self.num_train_epochs  # a fraction of all steps
 
     @property
     def effective_batch(self) -> int:
-        """Images in one step of the optimizer."""
+        """Number of images in one optimizer step."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 class RecipeTrainer(Trainer):
-    """`Trainer` as the recipes need it."""
+    """`Trainer` with what the recipes need: NaN checks, whole checkpoints, complete evaluation, working FSDP."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(SetEpoch(self.train_dataset))
         self.add_callback(StopAtNaN())
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is not None and plugin.activation_checkpointing:
-            # accelerate's own drops other paths when it computes activations again, and so gives wrong gradients
-            plugin.activation_checkpointing, self.args.activation_checkpointing = False, True
+            # accelerate's own recomputes activations with other dropped paths, which gives wrong gradients
+            plugin.activation_checkpointing = False
+            self.args.activation_checkpointing = True
         if plugin is not None and plugin.fsdp_version == 2 and self.args.bf16:
-            # accelerate's own policy rounds noise and pixels to bfloat16 as well: masks would have ties
+            # accelerate's own policy also casts noise and pixels to bfloat16: the noise would have ties
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
 
     def _save_rng_state(self, output_dir):
-        """Of every process, before the first one writes the state that makes a checkpoint whole."""
+        """Save the RNG state of every process before the first one writes the file that completes a checkpoint."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """Without `dataloader_drop_last`, which is for training: no image is left out."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        """Ignore `dataloader_drop_last`, which is for training: every image is evaluated."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
 
 
-class SetEpoch(TrainerCallback):
-    """Tell the dataset which epoch begins, also when it begins in its middle."""
-
-    def __init__(self, dataset: ImageFolder) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
-
-
 class StopAtNaN(TrainerCallback):
-    """Stop when loss or weights are NaN or infinite, before they are saved; so each checkpoint has a line of log."""
+    """Stop when the loss or a weight is NaN or infinite, before it is saved; so each checkpoint has a log entry."""
 
     def on_step_end(self, args, state, control, model, **kwargs):
         if control.should_save:
-            control.should_log = True  # and so look at the losses since the last log
+            control.should_log = True  # checks the losses since the last log entry
             self._check("a weight", largest_weight(model), args, state)
 
     on_epoch_end = on_step_end
@@ -150,55 +141,59 @@ class StopAtNaN(TrainerCallback):
     def _check(self, what, value, args, state):
         if not math.isfinite(value):
             raise ValueError(
-                f"{what} is {value} at step {state.global_step}, training stops: lower the learning rate, or leave "
-                f"out --fp16 or --bf16. The last checkpoint is {last_checkpoint(args.output_dir) or 'none'}"
+                f"{what} is {value} at step {state.global_step}, training stops: lower the learning rate, or train "
+                f"without --fp16 or --bf16. The last checkpoint is {last_checkpoint(args.output_dir) or 'none'}"
             )
 
 
 def largest_weight(model: nn.Module) -> float:
-    """The largest absolute value, NaN if one is; of a sharded model, of the shards that are here."""
+    """Return the largest absolute value of a weight, NaN if there is one; of a sharded model, of the local shards."""
     weights = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     return torch.stack([w.detach().abs().amax() for w in weights if w.numel()]).amax().item()
 
 
 def last_checkpoint(output_dir: str) -> str | None:
-    """The last checkpoint that was written whole: the state of the trainer is the last file of each."""
+    """Return the last complete checkpoint, or None: the trainer state is the last file that is written of each."""
     steps = {}
     for file in Path(output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}"):
-        with contextlib.suppress(ValueError):  # written in part
+        with contextlib.suppress(ValueError):  # partly written
             steps[str(file.parent)] = TrainerState.load_from_json(file).global_step
     return max(steps, key=steps.__getitem__, default=None)
 
 
 def checkpoint_of_all(recipe: Recipe) -> str | None:
-    """The checkpoint to go on from, the same for all processes."""
+    """Return the checkpoint to resume from, the same in all processes, or None.
+
+    Raises:
+        ValueError: If a process does not find it.
+    """
     (checkpoint,) = broadcast_object_list([recipe.resume_from_checkpoint or last_checkpoint(recipe.output_dir)])
     if checkpoint and not os.path.isdir(checkpoint):
         raise ValueError(
-            f"process {recipe.process_index} finds no {checkpoint}: all need the same --output_dir to go on"
+            f"process {recipe.process_index} does not find {checkpoint}: all processes need the same --output_dir"
         )
     return checkpoint
 
 
 def check_batch(recipe: Recipe, images: int) -> None:
-    """Raise `ValueError` if an epoch has no whole batch for each process."""
+    """Raise `ValueError` if there are fewer images than one batch for each process."""
     needed = recipe.train_batch_size * recipe.world_size
     if images < needed:
         raise ValueError(
             f"{images} images are fewer than the {needed} of one batch for each process ({recipe.world_size} x "
-            f"{recipe.train_batch_size}): lower --per_device_train_batch_size, or take fewer processes"
+            f"{recipe.train_batch_size}): lower --per_device_train_batch_size, or use fewer processes"
         )
 
 
 def train(trainer: RecipeTrainer) -> None:
-    """Train, from the last whole checkpoint in the output folder if there is one, and write the model there."""
+    """Train, resuming from the last complete checkpoint in the output folder if there is one; save the model there."""
     recipe = trainer.args
     check_batch(recipe, len(trainer.train_dataset))
     checkpoint = checkpoint_of_all(recipe)
     if checkpoint and recipe.max_steps > 0:
         done = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
         if done >= recipe.max_steps:
-            logger.info("finished: the model of the last of %d steps is in %s", recipe.max_steps, checkpoint)
+            logger.info("already trained for %d steps: the model is in %s", recipe.max_steps, checkpoint)
             return
     logger.info(
         "%d images, %s; effective batch %d (%d images x %d accumulated x %d processes), learning rate %.3g",
@@ -210,20 +205,27 @@ def train(trainer: RecipeTrainer) -> None:
         recipe.world_size,
         recipe.learning_rate,
     )
-    torch.manual_seed(recipe.seed + recipe.process_index)  # drop path is not to drop the same in all processes
+    torch.manual_seed(recipe.seed + recipe.process_index)  # drop path must differ between processes
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
-    if trainer.is_fsdp_enabled:  # Trainer writes no model where checkpoints are sharded
+    if trainer.is_fsdp_enabled:  # otherwise Trainer saves no model if checkpoints are sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()  # and push it, if so asked
+    trainer.save_model()  # with --push_to_hub, also pushes it
 
 
 def main(recipe_class: type[Recipe], run: Callable[[Recipe], None], arguments: list[str] | None = None) -> int:
-    """Run with the arguments of the command line; what is wrong with them or the data is said in one line, status 1.
+    """Run with command line arguments.
 
-    `--log_level debug` shows where it came from.
+    Args:
+        recipe_class: Dataclass of the arguments.
+        run: Trains by a recipe.
+        arguments: Command line; that of the process if None.
+
+    Returns:
+        The exit status: 0, or 1 if the arguments or the data are wrong. Then one line on standard error says why, or
+        with `--log_level debug` the whole traceback.
     """
-    transformers.utils.logging.disable_progress_bar()  # of files that are written; the one of the steps stays
+    transformers.utils.logging.disable_progress_bar()  # for file operations; the one for training steps stays
     log_to_terminal()
     debug = False
     try:

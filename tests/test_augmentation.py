@@ -1,7 +1,6 @@
 import math
 import random
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 
 import augmentation
 from augmentation import OPERATIONS, crop_box, cut_span, mix, rand_augment, random_erasing, random_resized_crop
+from tests.helpers import CHELSEA
 
-DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo"
 FILL = (124, 116, 104)
 GRADED = sorted(OPERATIONS.keys() - {"AutoContrast", "Equalize", "Invert"})
 SIGNED = ["Color", "Contrast", "Brightness", "Sharpness", "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"]
@@ -18,22 +17,22 @@ SIGNED = ["Color", "Contrast", "Brightness", "Sharpness", "Rotate", "ShearX", "S
 
 @pytest.fixture(scope="module")
 def photo():
-    with Image.open(DEMO / "chelsea.png") as image:
+    with Image.open(CHELSEA) as image:
         return image.crop((120, 60, 216, 156))
 
 
 def difference(one, other):
-    """Mean absolute difference of two images."""
+    """Return the mean absolute difference of two images."""
     return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3
 
 
 def constants(values, height=12, width=12):
-    """A batch of images of one value each."""
+    """Return a batch of images with one value each."""
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, height, width).clone()
 
 
 def erased_boxes(height, width, count, **options):
-    """The (top, bottom, left, right) of what is erased by each seed that erases."""
+    """Yield the (top, bottom, left, right) of the erased rectangle for each seed that erases."""
     for seed in range(count):
         erased = random_erasing(torch.zeros(3, height, width), random.Random(seed), **options).ne(0)
         rows, columns = erased.any(0).any(1).nonzero().flatten(), erased.any(0).any(0).nonzero().flatten()
@@ -46,7 +45,7 @@ def erased_boxes(height, width, count, **options):
 # random_resized_crop
 
 
-def test_crop_lies_in_the_image_and_keeps_the_bounds_of_area_and_aspect():
+def test_crop_is_within_the_image_and_the_bounds_of_area_and_aspect():
     rng = random.Random(0)
     for _ in range(1000):
         left, top, right, bottom = crop_box(400, 300, rng, (0.08, 1.0), (3 / 4, 4 / 3))
@@ -69,7 +68,7 @@ def test_crop_is_uniform_in_area_and_position_and_log_uniform_in_aspect():
     assert places.amin() == 0 and places.amax() == 1
 
 
-def test_crop_is_the_largest_central_one_if_no_random_one_fits():
+def test_crop_is_the_largest_centred_one_if_no_random_one_fits():
     rng, defaults = random.Random(0), ((0.08, 1.0), (3 / 4, 4 / 3))
     assert crop_box(1000, 20, rng, *defaults) == (486, 0, 513, 20)
     assert crop_box(20, 1000, rng, *defaults) == (0, 486, 20, 513)
@@ -82,7 +81,7 @@ def test_crop_of_the_whole_image_is_a_bicubic_resize_to_height_and_width(photo):
     assert difference(whole, photo.resize((48, 32), Image.Resampling.BICUBIC)) == 0
 
 
-def test_crop_reads_no_pixel_outside_of_its_box(photo):
+def test_crop_reads_only_pixels_of_its_box(photo):
     options = (0.2, 0.5), (3 / 4, 4 / 3)
     box = crop_box(*photo.size, random.Random(3), *options)
     alone = Image.new("RGB", photo.size)
@@ -110,7 +109,7 @@ def test_severity_increases_with_the_magnitude(name, photo):
 
 
 @pytest.mark.parametrize("name", sorted(set(GRADED) - {"Posterize"}))
-def test_no_strength_leaves_the_photograph(name, photo):
+def test_strength_zero_does_not_change_the_photograph(name, photo):
     assert difference(OPERATIONS[name](photo, 0.0, FILL), photo) == 0
 
 
@@ -186,7 +185,7 @@ def test_strengths_are_normal_around_the_magnitude_clipped_and_of_either_sign(mo
 def test_strengths_are_never_below_zero(monkeypatch, photo):
     strengths = []
     monkeypatch.setattr(augmentation, "OPERATIONS", {"": lambda image, strength, fill: strengths.append(strength)})
-    rand_augment(photo, random.Random(0), layers=1000, magnitude=0, deviation=1)
+    rand_augment(photo, random.Random(0), layers=1000, magnitude=0, magnitude_std=1)
     assert strengths.count(0) / len(strengths) == pytest.approx(0.5, abs=0.07)
 
 
@@ -239,7 +238,7 @@ def test_erasing_follows_its_seed():
     assert torch.equal(one, same) and one[one != 0][0] != other[other != 0][0]
 
 
-def test_an_image_too_small_for_a_rectangle_is_left():
+def test_image_too_small_for_a_rectangle_is_not_changed():
     pixels = torch.zeros(3, 1, 1)
     assert random_erasing(pixels, random.Random(0), probability=1) is pixels
 
@@ -253,15 +252,16 @@ def test_erasing_leaves_something_of_every_row_and_column():
 
 
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_targets_are_the_shares_of_the_pixels(alphas):
-    labels, shares = torch.tensor([0, 1]), []
+def test_targets_are_the_fractions_of_the_pixels(alphas):
+    labels, fractions = torch.tensor([0, 1]), []
     for seed in range(200):
         mixed, targets = mix(constants([0, 1], 48, 68), labels, 3, random.Random(seed), *alphas, smoothing=0)
-        share = mixed.mean((1, 2, 3))
-        torch.testing.assert_close(targets, torch.stack([1 - share, share, torch.zeros(2)], 1), rtol=0, atol=1e-6)
+        fraction = mixed.mean((1, 2, 3))
+        expected = torch.stack([1 - fraction, fraction, torch.zeros(2)], 1)
+        torch.testing.assert_close(targets, expected, rtol=0, atol=1e-6)
         assert targets.dtype == torch.float32 and mixed[0, 0].equal(mixed[0, 2])
-        shares.append(targets[0, 0].item())
-    assert min(shares) < 0.25 and max(shares) > 0.75
+        fractions.append(targets[0, 0].item())
+    assert min(fractions) < 0.25 and max(fractions) > 0.75
 
 
 def test_mixup_blends_and_cutmix_replaces_a_rectangle():
@@ -280,19 +280,19 @@ def test_cut_of_odd_size_is_rounded_down_as_in_timm():
 
 
 def test_switch_is_the_probability_of_cutmix():
-    def share_of_cutmix(**options):
+    def cutmix_fraction(**options):
         batches = (
             mix(constants([0, 1]), torch.tensor([0, 1]), 2, random.Random(seed), **options) for seed in range(500)
         )
         return sum(mixed.unique().tolist() == [0, 1] for mixed, _ in batches) / 500
 
-    assert share_of_cutmix() == pytest.approx(0.5, abs=0.07)
-    assert share_of_cutmix(switch=0.2) == pytest.approx(0.2, abs=0.06)
-    assert share_of_cutmix(switch=0) == 0
+    assert cutmix_fraction() == pytest.approx(0.5, abs=0.07)
+    assert cutmix_fraction(switch=0.2) == pytest.approx(0.2, abs=0.06)
+    assert cutmix_fraction(switch=0) == 0
 
 
-def test_share_has_the_variance_of_its_beta_distribution():
-    def shares(alpha):
+def test_mixing_ratio_has_the_variance_of_its_beta_distribution():
+    def ratios(alpha):
         batches = (
             mix(constants([0, 1], 1, 1), torch.tensor([0, 1]), 2, rng, alpha, 0, smoothing=0) for _ in range(2000)
         )
@@ -300,8 +300,8 @@ def test_share_has_the_variance_of_its_beta_distribution():
 
     rng = random.Random(0)
     for alpha in (0.8, 4.0):
-        assert shares(alpha).mean() == pytest.approx(0.5, abs=0.02)
-        assert shares(alpha).var() == pytest.approx(1 / (8 * alpha + 4), rel=0.1)
+        assert ratios(alpha).mean() == pytest.approx(0.5, abs=0.02)
+        assert ratios(alpha).var() == pytest.approx(1 / (8 * alpha + 4), rel=0.1)
 
 
 def test_box_of_cutmix_is_around_a_uniform_centre_and_clipped():
@@ -323,7 +323,7 @@ def test_partner_is_at_the_mirrored_position_of_a_batch_of_any_size(size):
         assert targets[size // 2, size // 2] == 1 or size == 4
 
 
-def test_smoothing_gives_every_class_its_part():
+def test_smoothing_spreads_over_every_class():
     images, labels = constants([0, 1, 2]), torch.tensor([2, 0, 2])
     same, targets = mix(images, labels, 4, random.Random(0), mixup=0, cutmix=0, smoothing=0.1)
     assert torch.equal(same, images)

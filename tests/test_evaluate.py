@@ -1,11 +1,7 @@
 """examples/evaluate.py: its numbers, how it matches classes, and what it refuses."""
 
 import logging
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,24 +14,24 @@ from mae_hf import MAEConfig, MAEForImageClassification
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
 from evaluate import main, match
 from images import evaluation_transform, read_image
+from tests.helpers import ROOT, run_python
 
 pytestmark = pytest.mark.heavy
-EXAMPLES = Path(__file__).parent.parent / "examples"
-CPU = ["--device", "cpu"]  # whose numbers are compared
+CPU = ["--device", "cpu"]  # the expected numbers are computed on it
 HERE = [*CPU, "--workers", "0"]
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
 
 @pytest.fixture
 def classifier(tiny_config, tmp_path):
-    """Makes the folder of a tiny classifier whose labels have these names."""
+    """Return a function that saves a tiny classifier with these labels, and returns its folder."""
 
     def make(names=NAMES):
         torch.manual_seed(0)
         model = MAEForImageClassification(
             tiny_config(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
         )
-        torch.nn.init.normal_(model.head.weight)  # a new head's are so small that all would look the same
+        torch.nn.init.normal_(model.head.weight)  # with the small initial weights, all logits would be nearly equal
         model.save_pretrained(tmp_path / "classifier")
         return tmp_path / "classifier"
 
@@ -44,7 +40,7 @@ def classifier(tiny_config, tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """Makes a folder of random images, by the class folder of each."""
+    """Return a function that writes random images into class folders, and returns their folder."""
 
     def make(classes):
         rng = np.random.default_rng(0)
@@ -60,7 +56,7 @@ def images(tmp_path):
 
 @torch.no_grad()
 def by_hand(folder, images, label_of):
-    """The line that is expected, from each image by itself."""
+    """Return the expected line, computed image by image."""
     model, top1, top5, losses = MAEForImageClassification.from_pretrained(folder).eval(), [], [], []
     for path in sorted(images.glob("*/*.png")):
         label = label_of[path.parent.name]
@@ -70,9 +66,9 @@ def by_hand(folder, images, label_of):
         top5.append(label in order[:5])
         losses.append(cross_entropy(logits, torch.tensor(label)).item())
     count = len(losses)
-    assert 0 < sum(top1) < sum(top5) < count  # else the images tell little
-    shares = f"top-1 {100 * sum(top1) / count:.3f} %  top-5 {100 * sum(top5) / count:.3f} %"
-    return f"{shares}  loss {sum(losses) / count:.3f}  of {count} images\n"
+    assert 0 < sum(top1) < sum(top5) < count  # otherwise the images would test little
+    accuracy = f"top-1 {100 * sum(top1) / count:.3f} %  top-5 {100 * sum(top5) / count:.3f} %"
+    return f"{accuracy}  loss {sum(losses) / count:.3f}  of {count} images\n"
 
 
 CLASSES = [NAMES[number % 7] for number in range(23)]
@@ -88,7 +84,7 @@ def test_numbers_are_those_of_each_image_by_itself(classifier, images, capsys, b
     assert "top-1" in printed.err  # progress
 
 
-def test_folders_that_are_named_as_labels_are_matched_by_name(classifier, images, capsys):
+def test_folders_with_the_names_of_labels_are_matched_by_name(classifier, images, capsys):
     names = ["fox", "dog", "ant", "gnu", "bee", "elk", "cat"]
     folder, shown = classifier(names), images(name for name in CLASSES if name != "elk")
     assert main([str(folder), str(shown), *HERE]) == 0
@@ -117,7 +113,7 @@ def test_half_precision_gives_nearly_the_same(classifier, images, capsys):
 
 
 def refused(capsys, folder, images, *options):
-    """The one line on standard error of what fails, apart from the progress."""
+    """Return the line on standard error of an evaluation that fails, without the progress bar."""
     assert main([str(folder), str(images), *HERE, *options]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and "Traceback" not in printed.err
@@ -134,18 +130,18 @@ def labels(names):
     return MAEConfig(id2label=dict(enumerate(names)), label2id={name: number for number, name in enumerate(names)})
 
 
-def test_known_names_are_matched_by_name_and_without_a_word(caplog):
+def test_known_names_are_matched_by_name_without_a_log_entry(caplog):
     caplog.set_level(logging.INFO, "examples")
     assert match(["ant", "bee", "cat"], labels(["cat", "dog", "bee", "ant"])).tolist() == [3, 2, 0]
     assert match(["ant", "bee"], labels(["bee", "ant"])).tolist() == [1, 0]
     assert caplog.records == []
 
 
-def test_as_many_names_of_which_none_is_known_are_matched_by_order_and_said_so(caplog):
+def test_as_many_names_of_which_none_is_known_are_matched_by_order_with_a_log_entry(caplog):
     caplog.set_level(logging.INFO, "examples")
     assert match(["n01", "n02", "n03"], labels(["dog", "bee", "ant"])).tolist() == [0, 1, 2]
     (record,) = caplog.records
-    assert record.message.endswith("taken in order, n01 as dog ...")
+    assert record.message.endswith("matched in order, n01 as dog ...")
 
 
 @pytest.mark.parametrize(
@@ -158,12 +154,12 @@ def test_as_many_names_of_which_none_is_known_are_matched_by_order_and_said_so(c
     ],
 )
 def test_names_that_are_known_in_part_or_not_as_many_are_refused(names, unknown):
-    with pytest.raises(ValueError, match=f"have {len(names)} classes, the model 3, .*'{unknown}' for one"):
+    with pytest.raises(ValueError, match=f"have {len(names)} classes, the model 3, .*such as '{unknown}'"):
         match(names, labels(["ant", "bee", "dog"]))
 
 
 def test_images_without_class_folders_are_refused(classifier, images, capsys):
-    assert "no folder for each class" in refused(capsys, classifier(), images(["ant"]) / "ant")
+    assert "not in one folder per class" in refused(capsys, classifier(), images(["ant"]) / "ant")
 
 
 def test_model_without_a_head_is_refused(fresh, images, tmp_path, capsys):
@@ -185,10 +181,9 @@ def test_missing_folder_is_named(classifier, images, tmp_path, capsys):
     assert str(tmp_path / "nothing") in refused(capsys, tmp_path / "nothing", images(["ant"]))
 
 
-def test_command_prints_its_line_alone_on_standard_output(classifier, images):
+def test_command_prints_only_its_line_on_standard_output(classifier, images):
     folder, shown = classifier(), images(CLASSES)
-    command = [sys.executable, EXAMPLES / "evaluate.py", folder, shown, "--batch-size", "5", "--workers", "2", *CPU]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
+    options = ["--batch-size", "5", "--workers", "2", *CPU]
+    done = run_python(ROOT / "examples" / "evaluate.py", folder, shown, *options)
     assert done.stdout == by_hand(folder, shown, {name: number for number, name in enumerate(NAMES)})
     assert "5/5" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""examples/finetune.py: its settings, its optimizers, what it trains, and what it writes and refuses."""
+"""examples/finetune.py: its settings, its optimizers, what it trains, saves and refuses."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, EvalPrediction, pipeline
 
 from mae_hf import MAEConfig, MAEForImageClassification, MAEForPreTraining
+from mae_hf.configuration_mae import PRESETS
 
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
 import recipe
@@ -28,26 +29,17 @@ from finetune import (
     make_optimizer,
 )
 from images import crop_and_flip, to_tensor
-from tests.conftest import TINY
-from tests.pretraining import TORCHRUN, apart, finish, start, without_key_biases
+from tests.helpers import TINY
+from tests.helpers.pretraining import FSDP_ON_CPU, apart, finish, start, without_key_biases
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.one_thread]  # the same sums in every run
 CLASSES = ["ant", "bee", "cat"]
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--erasing", "0", "--rand_augment", "false"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def all_threads_for_large_models():
-    """One in the place of all, for the same sums in every run, those for several tests too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a pretrained model, `train` of 18 images in three classes and `val` of 11."""
+    """A folder with a pretrained model `mae`, and `train` of 18 and `val` of 11 images in three classes."""
     work, rng = tmp_path_factory.mktemp("finetune"), np.random.default_rng(0)
     for part, count in (("train", 18), ("val", 11)):
         for number in range(count):
@@ -67,14 +59,14 @@ def arguments(work, name, *options):
 
 
 def run(work, name, *options):
-    """Fine-tune into a folder, which is returned."""
+    """Fine-tune; return the output folder."""
     assert recipe.main(FineTuning, finetune, arguments(work, name, *options)) == 0
     return work / name
 
 
 @pytest.fixture(scope="module")
 def tuned(work):
-    """Of a run with everything on, four steps in each of four epochs: drop path, mixing, erasing, layer decay."""
+    """The output folder of a run with drop path, mixing, erasing and layer decay: four epochs of four steps."""
     options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--layer_decay", "0.5", "--save_total_limit", "9"]
     return run(work, "tuned", "--validation", work / "val", *options)
 
@@ -85,7 +77,7 @@ def probe(work):
 
 
 def history(folder, key="loss"):
-    """What was logged of each step, or of each evaluation."""
+    """Return the values that were logged at each step or at each evaluation."""
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry[key] for entry in log if key in entry]
 
@@ -100,23 +92,24 @@ TABLE = {
     ("large", True): (50, 10, 0.1, 0, 0, 1, 0, 0, 0, 0, 0, False),
     ("huge", True): (50, 10, 0.1, 0, 0, 1, 0, 0, 0, 0, 0, False),
 }
+OFFICIAL_WIDTHS = {PRESETS[size]["hidden_size"] for size, _ in TABLE}
 FIELDS = ["num_train_epochs", "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay"]
 FIELDS += ["layer_decay", "drop_path", "mixup", "cutmix", "erasing", "smoothing", "rand_augment"]
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """Makes the settings for a model of a size."""
+    """Return a function that creates the settings for a model of a size."""
 
-    def make(size="base", **given):
-        MAEConfig.from_preset(size).save_pretrained(tmp_path / size)
+    def make(size="base", config=None, **given):
+        (config or MAEConfig.from_preset(size)).save_pretrained(tmp_path / size)
         return FineTuning(model=str(tmp_path / size), images="x", output_dir=str(tmp_path / "o"), use_cpu=True, **given)
 
     return make
 
 
 @pytest.mark.parametrize(("size", "linear_probe"), TABLE)
-def test_settings_not_given_follow_the_size(settings, size, linear_probe):
+def test_default_settings_follow_the_size(settings, size, linear_probe):
     found = settings(size, linear_probe=linear_probe)
     assert tuple(getattr(found, name) for name in FIELDS) == TABLE[size, linear_probe]
     assert found.lr_scheduler_kwargs == {"min_lr": found.min_learning_rate}
@@ -126,19 +119,32 @@ def test_settings_not_given_follow_the_size(settings, size, linear_probe):
 
 
 @pytest.mark.parametrize("linear_probe", [False, True])
-def test_settings_given_win(settings, linear_probe):
+@pytest.mark.parametrize("size", [size for size in PRESETS if PRESETS[size]["hidden_size"] not in OFFICIAL_WIDTHS])
+def test_default_settings_of_other_presets_are_those_of_base(settings, size, linear_probe):
+    found = settings(size, linear_probe=linear_probe)
+    assert tuple(getattr(found, name) for name in FIELDS) == TABLE["base", linear_probe]
+
+
+@pytest.mark.parametrize("linear_probe", [False, True])
+def test_default_settings_of_other_widths_are_those_of_base(settings, linear_probe):
+    found = settings("custom", MAEConfig(hidden_size=96), linear_probe=linear_probe)
+    assert tuple(getattr(found, name) for name in FIELDS) == TABLE["base", linear_probe]
+
+
+@pytest.mark.parametrize("linear_probe", [False, True])
+def test_given_settings_take_precedence(settings, linear_probe):
     given = dict(zip(FIELDS, (7, 2, 0.3, 1e-4, 0.01, 0.9, 0.05, 0.4, 0.3, 0.2, 0.15, not linear_probe), strict=True))
     found = settings("large", linear_probe=linear_probe, **given)
     assert {name: getattr(found, name) for name in FIELDS} == given
 
 
-def test_zero_and_false_are_given_too(settings):
+def test_zero_and_false_take_precedence_too(settings):
     given = {"weight_decay": 0.0, "mixup": 0.0, "drop_path": 0.0, "warmup_epochs": 0.0, "rand_augment": False}
     found = settings("base", **given)
     assert {name: getattr(found, name) for name in given} == given
 
 
-def test_learning_rate_is_the_base_rate_by_the_effective_batch(settings):
+def test_learning_rate_is_scaled_by_the_effective_batch(settings):
     batch = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 3}
     assert settings(**batch).effective_batch == 48
     assert settings(**batch).learning_rate == pytest.approx(5e-4 * 48 / 256)
@@ -151,7 +157,7 @@ def test_learning_rate_is_the_base_rate_by_the_effective_batch(settings):
 
 
 @pytest.mark.parametrize(("augment", "erasing"), [(False, 0), (True, 0), (False, 1), (True, 1)])
-def test_transform_augments_and_erases_as_the_settings_say(settings, augment, erasing):
+def test_transform_follows_the_settings(settings, augment, erasing):
     recipe = settings(rand_augment=augment, erasing=erasing, min_crop=0.6, flip=0.3)
     image = Image.fromarray(np.full((40, 48, 3), 200, np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None])
     kept = []
@@ -162,14 +168,14 @@ def test_transform_augments_and_erases_as_the_settings_say(settings, augment, er
         assert torch.equal(found, fine_tuning_transform(image, Random(seed), (32, 24), recipe))
         kept.append((found == plain).float().mean().item())
     if not augment:
-        assert all(share == 1 if not erasing else 0.6 < share < 1 for share in kept)
+        assert all(fraction == 1 if not erasing else 0.6 < fraction < 1 for fraction in kept)
     else:
-        assert min(kept) < 0.5  # operations are left out by a coin
+        assert min(kept) < 0.5  # operations are skipped at random
         assert (max(kept) < 1) == bool(erasing)
 
 
 @pytest.mark.parametrize(("linear_probe", "pooling", "drop_path"), [(False, "mean", 0.25), (True, "cls", 0)])
-def test_model_is_as_the_settings_say(work, settings, linear_probe, pooling, drop_path):
+def test_model_follows_the_settings(work, settings, linear_probe, pooling, drop_path):
     recipe = settings(linear_probe=linear_probe, **({} if linear_probe else {"drop_path": 0.25}))
     recipe.model = str(work / "mae")
     model = make_model(recipe, CLASSES)
@@ -187,7 +193,7 @@ def assert_encoder_is(model, folder):
     assert found and all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def test_head_of_other_classes_gives_way_and_of_the_same_stays(work, settings, tuned):
+def test_head_is_kept_for_the_same_number_of_classes_only(work, settings, tuned):
     recipe = settings()
     recipe.model = str(tuned)
     before = load_file(tuned / "model.safetensors")["head.weight"]
@@ -220,7 +226,7 @@ def test_linear_probe_takes_the_steps_of_the_official_lars(settings, tiny_config
         assert_close([weight.detach() for weight in weights], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_linear_probe_trains_the_last_layer_and_the_statistics_alone(work, probe):
+def test_linear_probe_trains_only_the_last_layer_and_the_statistics(work, probe):
     before, after = load_file(work / "mae" / "model.safetensors"), load_file(probe / "model.safetensors")
     kept = [name for name in after if not name.startswith("head.")]
     assert kept and all(torch.equal(after[name], before[name]) for name in kept)
@@ -231,7 +237,7 @@ def test_linear_probe_trains_the_last_layer_and_the_statistics_alone(work, probe
     assert {name for name in after if name.startswith("head.1.")} == {"head.1.weight", "head.1.bias"}
 
 
-def test_learning_rate_rises_and_falls_by_half_a_cosine_to_the_least(tuned):
+def test_learning_rate_warms_up_and_falls_by_half_a_cosine_to_the_minimum(tuned):
     cosine = [1e-6 + (0.01 - 1e-6) * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
     assert history(tuned, "learning_rate") == pytest.approx([0, 0.0025, 0.005, 0.0075, *cosine])
     last = torch.load(tuned / "checkpoint-16" / "scheduler.pt", weights_only=True)["_last_lr"]
@@ -240,8 +246,8 @@ def test_learning_rate_rises_and_falls_by_half_a_cosine_to_the_least(tuned):
     assert last[0] == pytest.approx(1e-6)
 
 
-def test_four_images_twice_are_eight_images(work):
-    # by plain gradient descent: AdamW's steps would be nearly the same for gradients that are twice as large
+def test_two_accumulated_batches_of_four_images_equal_one_of_eight(work):
+    # with plain gradient descent: AdamW's steps would be nearly equal for gradients that are twice as large
     options = [*PLAIN, "--optim", "sgd", "--learning_rate", "0.5", "--warmup_epochs", "0"]
     whole = run(work, "whole", *options, "--per_device_train_batch_size", "8")
     parts = run(work, "parts", *options, "--gradient_accumulation_steps", "2")
@@ -256,14 +262,14 @@ FSDP2 = ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--fsdp"
 
 
 def run_by_fsdp(work, name, *options, status=0):
-    """What two processes that share a model printed."""
+    """Fine-tune in two processes with FSDP; return what they printed."""
     options = arguments(work, name, *FSDP2, *options)
-    return finish(start(work, *options, script="finetune", launcher=[*TORCHRUN, "tests/fsdp_on_cpu.py"]), status)
+    return finish(start(work, *options, script="finetune", launcher=FSDP_ON_CPU), status)
 
 
 @pytest.fixture(scope="module")
 def twenty_four(work):
-    """As many images for training, 8 of each class."""
+    """A folder of 24 training images, 8 of each class."""
     images = shutil.copytree(work / "train", work / "twenty-four")
     for number, name in enumerate([*CLASSES, *CLASSES]):
         shutil.copy(work / "val" / name / f"{number:02}.png", images / name / f"{number}.png")
@@ -271,7 +277,7 @@ def twenty_four(work):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
-def test_two_processes_by_fsdp_are_one(work, twenty_four, optimizer):
+def test_two_processes_with_fsdp_equal_one_process(work, twenty_four, optimizer):
     rate = ["--learning_rate", {"sgd": "0.05", "adamw_torch": "0.01"}[optimizer], "--layer_decay", "0.5"]
     options = [*PLAIN, *rate, "--optim", optimizer, "--images", twenty_four, "--smoothing", "0.1"]
     whole = run(work, f"whole by {optimizer}", *options, "--per_device_train_batch_size", "8")
@@ -283,7 +289,7 @@ def test_two_processes_by_fsdp_are_one(work, twenty_four, optimizer):
     assert expected["head.weight"].abs().max() > 0.01
 
 
-def test_activations_computed_again_by_fsdp_drop_the_same_paths(work, twenty_four):
+def test_activation_checkpointing_with_fsdp_drops_the_same_paths(work, twenty_four):
     options = [*PLAIN, "--learning_rate", "0.05", "--drop_path", "0.5", "--images", twenty_four]
     run_by_fsdp(work, "activations kept", *options)
     run_by_fsdp(
@@ -292,9 +298,9 @@ def test_activations_computed_again_by_fsdp_drop_the_same_paths(work, twenty_fou
     assert history(work / "activations again") == pytest.approx(history(work / "activations kept"), abs=1e-5)
 
 
-def test_linear_probe_by_fsdp_is_refused(work, twenty_four):
+def test_linear_probe_with_fsdp_is_refused(work, twenty_four):
     done = run_by_fsdp(work, "probe by fsdp", "--linear_probe", "--images", twenty_four, status=1)
-    assert "finetune: --linear_probe trains a small head" in done.stderr
+    assert "finetune: --linear_probe does not work with --fsdp" in done.stderr
 
 
 # loss, batches and evaluation
@@ -344,19 +350,19 @@ def test_training_samples_are_mixed_by_epoch_and_first_index(settings):
     assert torch.equal(mixed, Mixing(settings(), 3)(samples(0, (3, 4, 5, 7)))["pixel_values"])
 
 
-def test_accuracies_are_of_the_likeliest_and_of_all_that_are_given():
+def test_accuracies_are_of_the_first_and_of_all_predictions():
     likeliest = np.array([[4, 1, 0, 2, 3], [0, 1, 2, 3, 5], [2, 0, 1, 4, 3], [5, 4, 3, 2, 1]])
     found = accuracies(EvalPrediction(likeliest, np.array([4, 5, 5, 4])))
     assert found == {"top1": 25.0, "top5": 75.0}
 
 
-def test_linear_probe_has_whole_labels(settings):
+def test_linear_probe_has_hard_labels(settings):
     batch = Mixing(settings(linear_probe=True), 3)(samples(0))
     assert batch["labels"].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
     assert torch.equal(batch["pixel_values"], torch.stack([sample["pixel_values"] for sample in samples(0)]))
 
 
-def test_all_images_are_evaluated_though_training_drops_the_last_batch(work, monkeypatch):
+def test_evaluation_does_not_drop_the_last_batch(work, monkeypatch):
     counts = []
     monkeypatch.setattr("finetune.accuracies", lambda found: counts.append(len(found.label_ids)) or {})
     folder = run(work, "counted", "--validation", work / "val", "--per_device_eval_batch_size", "4")
@@ -364,7 +370,7 @@ def test_all_images_are_evaluated_though_training_drops_the_last_batch(work, mon
     assert len(history(folder)) == 4 * 4
 
 
-def test_images_are_told_of_each_epoch(work, monkeypatch):
+def test_trainer_sets_the_epoch_of_the_images(work, monkeypatch):
     epochs = []
     monkeypatch.setattr("images.ImageFolder.set_epoch", lambda dataset, epoch: epochs.append(epoch))
     run(work, "epochs", "--save_steps", "6", "--save_strategy", "steps", "--save_total_limit", "9")
@@ -373,13 +379,13 @@ def test_images_are_told_of_each_epoch(work, monkeypatch):
     shutil.rmtree(work / "epochs" / "checkpoint-12")
     epochs.clear()
     run(work, "epochs")
-    assert sorted(set(epochs)) == [1, 2, 3]  # from the middle of the second
+    assert sorted(set(epochs)) == [1, 2, 3]  # resumed in the middle of the second
 
 
-# what is written
+# what is saved
 
 
-def test_interrupted_run_goes_on_as_if_it_had_not_been(work, tuned):
+def test_run_resumed_between_epochs_equals_an_uninterrupted_one(work, tuned):
     again = work / "again"
     shutil.copytree(tuned, again)
     for name in ("checkpoint-16", "checkpoint-12"):
@@ -394,7 +400,7 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(work, tuned):
     assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_run_interrupted_in_an_epoch_goes_on_as_if_it_had_not_been(work):
+def test_run_resumed_within_an_epoch_equals_an_uninterrupted_one(work):
     options = ["--drop_path", "0.3", "--learning_rate", "0.01", "--save_strategy", "steps", "--save_steps", "3"]
     whole, again = run(work, "steps", *options, "--save_total_limit", "9"), work / "steps again"
     again.mkdir()
@@ -403,6 +409,14 @@ def test_run_interrupted_in_an_epoch_goes_on_as_if_it_had_not_been(work):
     assert history(again) == pytest.approx(history(whole), abs=1e-6) and len(history(again)) == 16
     found, expected = (load_file(folder / "model.safetensors") for folder in (again, whole))
     assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [[], ["--linear_probe"]])
+def test_model_of_a_preset_without_a_recipe_is_fine_tuned(work, options):
+    MAEForPreTraining(MAEConfig.from_preset("tiny", image_size=32)).save_pretrained(work / "tiny")
+    folder = run(work, "tuned tiny", "--model", work / "tiny", "--save_strategy", "no", *options)
+    assert MAEForImageClassification.from_pretrained(folder).config.hidden_size == 192
+    assert len(history(folder)) == 16
 
 
 def test_saved_folder_is_a_classifier_with_the_names_of_the_classes(tuned, probe, work):
@@ -422,44 +436,44 @@ def test_saved_folder_is_a_classifier_with_the_names_of_the_classes(tuned, probe
 
 
 def refused(capsys, *options):
-    """The one line on standard error of a run that fails."""
+    """Return the line on standard error of a run that fails, without the name of the program."""
     given = [*options, "--use_cpu", "--dataloader_num_workers", "0"]
     assert recipe.main(FineTuning, finetune, [*map(str, given)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line.partition(": ")[2]
 
 
-def test_what_is_missing_is_one_line(work, capsys):
+def test_missing_arguments_are_refused_in_one_line(work, capsys):
     there = ["--output_dir", work / "no", "--images", work / "train"]
     assert refused(capsys, *there).startswith("--model is missing")
     assert str(work / "nothing") in refused(capsys, *there, "--model", work / "nothing")
     model = ["--model", work / "mae"]
     assert refused(capsys, *model, *there[:2]).startswith("--images is missing")
-    assert refused(capsys, *model, *there[:2], "--images", work / "nothing") == f"there is no folder {work / 'nothing'}"
+    assert refused(capsys, *model, *there[:2], "--images", work / "nothing") == f"no such folder: {work / 'nothing'}"
     assert not (work / "no").exists()
 
 
 @pytest.mark.parametrize("rate", ["--learning_rate", "--base_learning_rate"])
-def test_learning_rate_of_zero_is_one_line(work, capsys, rate):
+def test_learning_rate_of_zero_is_refused_in_one_line(work, capsys, rate):
     where = ["--model", work / "mae", "--output_dir", work / "no", "--images", work / "train"]
-    assert refused(capsys, *where, rate, 0) == "learning_rate must be more than 0, got 0"
+    assert refused(capsys, *where, rate, 0) == "learning_rate must be positive, got 0"
 
 
-def test_classes_that_do_not_fit_are_one_line(work, capsys):
+def test_wrong_classes_are_refused_in_one_line(work, capsys):
     where = ["--model", work / "mae", "--output_dir", work / "no", "--images"]
     line = refused(capsys, *where, work / "train" / "ant")
-    assert line == f"{work / 'train' / 'ant'} needs a folder for each class, and no image beside them"
+    assert line == f"{work / 'train' / 'ant'} must contain a folder for each class, and no images outside of them"
     shutil.copytree(work / "train", work / "stray")
     shutil.copy(work / "train" / "ant" / "00.png", work / "stray")
     line = refused(capsys, *where, work / "stray")
-    assert line == f"{work / 'stray'} needs a folder for each class, and no image beside them"
+    assert line == f"{work / 'stray'} must contain a folder for each class, and no images outside of them"
     shutil.copytree(work / "val", work / "other")
     (work / "other" / "bee").rename(work / "other" / "bug")
     line = refused(capsys, *where, work / "train", "--validation", work / "other")
-    assert line == f"{work / 'other'} has other classes than {work / 'train'}"
+    assert line == f"{work / 'other'} and {work / 'train'} have different classes"
 
 
-def test_too_few_images_for_a_batch_are_one_line(work, capsys):
+def test_too_few_images_for_a_batch_are_refused_in_one_line(work, capsys):
     line = refused(
         capsys,
         "--model",

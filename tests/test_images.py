@@ -1,4 +1,4 @@
-"""examples/images.py: which images a folder gives, in which order and with which randomness, and their transform."""
+"""examples/images.py: the images of a folder, their order, their random transforms, and the evaluation transform."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.heavy
 
 @pytest.fixture
 def folder(tmp_path):
-    """Makes a folder of small images of one colour each; by default twelve without classes."""
+    """Return a function that writes small images of one colour each; by default twelve without classes."""
 
     def make(*names, root="images"):
         for number, name in enumerate(names or [f"{number:02}.png" for number in range(12)]):
@@ -34,12 +34,12 @@ def folder(tmp_path):
 
 
 def draw(image, rng):
-    """A transform: the first value of the image's colour, and a random number."""
+    """Transform an image to the red value of its first pixel, and a random number."""
     return torch.tensor([image.getpixel((0, 0))[0], rng.random()], dtype=torch.float64)
 
 
 def visit(dataset, epochs=(0, 1), **options):
-    """What a loader gives in each epoch: index, epoch, pixels."""
+    """Return the samples of a loader in each epoch: index, epoch, pixels."""
     loader, seen = DataLoader(dataset, 5, collate_fn=list, **options), []
     for epoch in epochs:
         dataset.set_epoch(epoch)
@@ -58,7 +58,7 @@ def test_samples_are_the_same_for_any_number_of_workers(folder, workers, persist
     assert visit(dataset, num_workers=workers, persistent_workers=persistent) == alone
 
 
-def test_sample_depends_on_seed_epoch_and_index_alone(folder):
+def test_sample_depends_only_on_seed_epoch_and_index(folder):
     first, second = visit(ImageFolder(folder(), draw, seed=1, train=True), epochs=(0, 7))
     dataset = ImageFolder(folder(), draw, seed=1, train=True)
     dataset.set_epoch(7)
@@ -85,7 +85,7 @@ def test_without_training_order_and_samples_are_the_same_in_every_epoch(folder):
     assert [(index, epoch) for index, epoch, *_ in first] == [(index, None) for index in range(12)]
 
 
-# what a folder gives
+# the images of a folder
 
 
 def test_class_folders_give_labels_in_alphabetical_order(folder):
@@ -98,21 +98,21 @@ def test_class_folders_give_labels_in_alphabetical_order(folder):
     assert found == {0: "dog", 1: "ant", 2: "cat", 3: "ant", 4: "dog"}
 
 
-def test_flat_folder_gives_no_labels(folder):
+def test_flat_folder_has_no_labels(folder):
     dataset = ImageFolder(folder(), draw)
     assert dataset.classes == []
     assert dataset[0].keys() == {"pixel_values", "index", "epoch"}
 
 
 @pytest.mark.parametrize("root", ["test", "val-1", "im[1 x", "a*b", "train"])
-def test_no_name_of_a_folder_loses_an_image(folder, root):
+def test_no_folder_name_loses_an_image(folder, root):
     names = ["test/0.png", "val-1/1.png", "im[1 x/2.png", "train/3.png", "dev-test/4.png", "plain/test.png"]
     dataset = ImageFolder(folder(*names, root=root), draw)
     assert len(dataset) == 6
     assert dataset.classes == sorted(["test", "val-1", "im[1 x", "train", "dev-test", "plain"])
 
 
-def test_class_is_the_folder_at_the_top(folder):
+def test_class_is_the_top_level_folder(folder):
     dataset = ImageFolder(folder("a/x/1.png", "b/x/2.png", "b/y/z/3.png", "b/4.png"), draw)
     assert dataset.classes == ["a", "b"]
     assert sorted((int(s["pixel_values"][0]), s["labels"]) for s in map(dataset.__getitem__, range(4))) == [
@@ -123,7 +123,7 @@ def test_class_is_the_folder_at_the_top(folder):
     ]
 
 
-def test_image_beside_the_class_folders_leaves_no_classes(folder):
+def test_image_outside_of_the_class_folders_leaves_no_classes(folder):
     dataset = ImageFolder(folder("a/0.png", "b/1.png", "stray.png"), draw)
     assert len(dataset) == 3 and dataset.classes == [] and "labels" not in dataset[0]
 
@@ -137,7 +137,7 @@ def test_links_to_folders_and_images_are_followed(folder):
     assert [dataset[place]["labels"] for place in range(len(dataset))] == [0, 0, 1, 1]
 
 
-def test_files_beside_the_images_change_nothing(folder):
+def test_other_files_are_ignored(folder):
     root = folder("a/1.png", "b/2.JPEG", "b/3.PNG")
     for name in ("a/1.png.txt", "a/1.jpg.json", "a/1", "b/.hidden.png", "metadata.csv", "b/metadata.jsonl"):
         with open(f"{root}/{name}", "w") as file:
@@ -150,14 +150,14 @@ def test_files_beside_the_images_change_nothing(folder):
     assert dataset[0].keys() == {"pixel_values", "index", "epoch", "labels"}
 
 
-def test_place_after_the_last_image_is_an_error(folder):
+def test_position_after_the_last_image_is_an_error(folder):
     for train in (True, False):
         dataset = ImageFolder(folder(), draw, train=train)
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match="position 12 is out of range: .* has 12 images"):
             dataset[len(dataset)]
 
 
-def test_broken_image_is_skipped_by_name_in_training(folder, caplog):
+def test_broken_image_is_skipped_and_named_in_training(folder, caplog):
     root = folder("a/0.png", "a/1.png", "b/2.png", "b/3.png")
     with open(f"{root}/a/1.png", "r+b") as file:
         file.truncate(50)
@@ -187,7 +187,7 @@ def test_broken_image_is_an_error_in_evaluation(folder):
         dataset[3]
 
 
-def test_text_files_are_skipped_with_a_line(folder, caplog):
+def test_text_files_are_skipped_with_a_log_entry(folder, caplog):
     caplog.set_level(logging.INFO, "examples")
     root = folder("a/0.png", "b/1.png")
     for name in ("README.md", "a/list.txt"):
@@ -199,7 +199,7 @@ def test_text_files_are_skipped_with_a_line(folder, caplog):
     assert line.startswith("skipped 2 files in") and ("README.md" in line or "list.txt" in line)
 
 
-def test_link_to_a_folder_above_repeats_no_image(folder):
+def test_link_to_a_parent_folder_repeats_no_image(folder):
     root = folder("a/0.png", "b/1.png")
     os.symlink(root, f"{root}/a/back")
     assert len(ImageFolder(root, draw)) == 2
@@ -214,7 +214,7 @@ def test_folder_without_an_image_is_named(tmp_path):
             ImageFolder(str(tmp_path / name), draw)
 
 
-def test_training_on_broken_images_alone_is_an_error(folder, caplog):
+def test_training_on_only_broken_images_is_an_error(folder, caplog):
     root = folder("0.png", "1.png")
     for name in ("0.png", "1.png"):
         with open(f"{root}/{name}", "w") as file:
@@ -240,7 +240,7 @@ def test_training_stops_after_many_broken_images_in_a_row(folder, monkeypatch, b
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_image_that_has_gone_is_an_error(folder, train):
+def test_deleted_image_is_an_error(folder, train):
     root = folder("0.png", "1.png")
     dataset = ImageFolder(root, draw, train=train)
     os.remove(f"{root}/1.png")
@@ -283,7 +283,7 @@ def test_image_is_not_turned_by_its_exif_data(tmp_path):
 
 
 def crops(flip=0.0, min_crop=1.0, count=200):
-    """Crops by so many seeds of an image of 100 x 100 pixels: red is twice the column, green twice the row."""
+    """Crop an image of 100 x 100 pixels with `count` seeds; red is twice the column, green twice the row."""
     row, column = np.indices((100, 100), np.uint8) * 2
     image = Image.fromarray(np.stack([column, row, row], 2))
     drawn = [crop_and_flip(image, Random(seed), (40, 50), min_crop, flip) for seed in range(count)]
@@ -292,19 +292,19 @@ def crops(flip=0.0, min_crop=1.0, count=200):
 
 
 @pytest.mark.parametrize(("flip", "least", "most"), [(0, 0, 0), (0.5, 75, 125), (1, 200, 200)])
-def test_so_many_images_are_mirrored(flip, least, most):
+def test_images_are_flipped_with_the_given_probability(flip, least, most):
     drawn = crops(flip)
     assert least <= sum(crop[20, 0, 0] > crop[20, -1, 0] for crop in drawn) <= most
     assert all(crop[0, 25, 1] < crop[-1, 25, 1] for crop in drawn)  # upright
 
 
 @pytest.mark.parametrize("least", [0.08, 0.5])
-def test_crops_take_so_much_of_an_image_at_least(least):
+def test_crops_have_the_minimum_area(least):
     drawn = crops(0.5, least, 500)
     widths = [abs(crop[20, -1, 0] - crop[20, 0, 0]) / 2 * 50 / 49 for crop in drawn]
     heights = [(crop[-1, 25, 1] - crop[0, 25, 1]) / 2 * 40 / 39 for crop in drawn]
-    shares = [width * height / 100**2 for width, height in zip(widths, heights, strict=True)]
-    assert least - 0.02 < min(shares) < least + 0.03 and max(shares) > 0.9
+    areas = [width * height / 100**2 for width, height in zip(widths, heights, strict=True)]
+    assert least - 0.02 < min(areas) < least + 0.03 and max(areas) > 0.9
 
 
 # evaluation
@@ -326,11 +326,11 @@ def official(image, size):
 
 
 def margins(image, size, short):
-    """Rows or columns that are left over in the longer direction."""
+    """Return the margin in pixels of the longer side after resizing."""
     return int(short * max(image.size) / min(image.size)) - size
 
 
-# width, height; what is left over of the longer side at 224 pixels is 0 to 3 modulo 4
+# width, height; at 224 pixels, the margins of the longer side are 0 to 3 modulo 4
 SHAPES = [(300, 300), (256, 257), (257, 256), (256, 258), (256, 259), (259, 256), (300, 401), (90, 55)]
 
 

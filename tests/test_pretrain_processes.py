@@ -1,4 +1,4 @@
-"""examples/pretrain.py by one process, by two and after a kill: the same losses, the same weights."""
+"""examples/pretrain.py in one process, in two, and resumed after a kill: equal losses, equal weights."""
 
 import os
 import shutil
@@ -13,8 +13,9 @@ from mae_hf import MAEForPreTraining
 pytest.importorskip("datasets")  # comes with what `make test-all` installs
 
 from recipe import last_checkpoint
-from tests.pretraining import (
+from tests.helpers.pretraining import (
     ACCELERATE,
+    FSDP_ON_CPU,
     LIMIT,
     PYTHON,
     SETTINGS,
@@ -32,13 +33,14 @@ from tests.pretraining import (
 pytestmark = pytest.mark.heavy
 
 TWO = ["--per_device_train_batch_size", "4"]
+WORKERS = ["--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true"]
 FSDP2 = ["--fsdp", "--fsdp_config", '{"version": 2}']
-WAYS = {  # launcher, settings: always 8 images a step, and 5 steps an epoch
+WAYS = {  # launcher and settings: 8 images per step and 5 steps per epoch
     "one process": (PYTHON, ["--per_device_train_batch_size", "8"]),
     "accumulation": (PYTHON, [*TWO, "--gradient_accumulation_steps", "2"]),
-    "torchrun": (TORCHRUN, TWO),
+    "torchrun": (TORCHRUN, [*TWO, *WORKERS]),
     "accelerate": (ACCELERATE, TWO),
-    "FSDP2": ([*TORCHRUN, "tests/fsdp_on_cpu.py"], [*TWO, *FSDP2]),
+    "FSDP2": (FSDP_ON_CPU, [*TWO, *FSDP2]),
 }
 FILES = {"one process": "optimizer.pt", "torchrun": "rng_state_1.pth", "FSDP2": "pytorch_model_fsdp.bin"}
 FILES["accelerate"] = FILES["torchrun"]
@@ -46,7 +48,7 @@ FILES["accelerate"] = FILES["torchrun"]
 
 @pytest.fixture(scope="module")
 def start_of(tmp_path_factory):
-    """Makes what starts a run by a way: arguments of `start`."""
+    """Return a function from a way to the arguments of `start`."""
     home = tmp_path_factory.mktemp("home")
     images = write_images(home / "images", 42)
 
@@ -60,7 +62,7 @@ def start_of(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(start_of, tmp_path_factory):
-    """Output of a run by a way that nothing interrupted, made once."""
+    """Return a function from a way to the output folder of an uninterrupted run, which is made once."""
     made = {}
 
     def make(way):
@@ -78,7 +80,7 @@ def test_weights_move(finished, fresh):
 
 
 @pytest.mark.parametrize("way", ["accumulation", "torchrun", "accelerate", "FSDP2"])
-def test_same_images_a_step_give_the_same_losses_and_weights(finished, way):
+def test_same_images_per_step_give_the_same_losses_and_weights(finished, way):
     output, expected = finished(way), finished("one process")
     assert len(logged(output)) == 80
     assert apart(logged(output), logged(expected)) < 1e-5
@@ -86,7 +88,7 @@ def test_same_images_a_step_give_the_same_losses_and_weights(finished, way):
 
 
 @pytest.mark.parametrize("way", FILES)
-def test_run_is_of_the_kind_that_was_asked_for(finished, way):
+def test_checkpoints_are_those_of_the_way(finished, way):
     found = os.listdir(finished(way) / "checkpoint-68")
     assert FILES[way] in found
     assert (FILES["torchrun"] in found) == (way != "one process")
@@ -95,7 +97,7 @@ def test_run_is_of_the_kind_that_was_asked_for(finished, way):
 
 
 @pytest.mark.parametrize("way", FILES)
-def test_state_that_makes_a_checkpoint_whole_is_its_last_file(finished, way):
+def test_trainer_state_is_the_last_file_of_a_checkpoint(finished, way):
     for state in finished(way).glob("checkpoint-*/trainer_state.json"):
         assert state.stat().st_mtime_ns == max(file.stat().st_mtime_ns for file in state.parent.iterdir())
 
@@ -115,31 +117,31 @@ def test_fsdp_in_half_precision_with_checkpointed_activations_follows_one_proces
 
 
 def kill_after_a_checkpoint(output, process):
-    """Kill all processes of a run as soon as it has written a whole checkpoint; returns the step of the last one."""
+    """Kill all processes of a run as soon as there is a complete checkpoint; return the step of the last one."""
     end = time.monotonic() + LIMIT
     while not last_checkpoint(output) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
     stderr = kill(process)
     assert last_checkpoint(output), stderr
-    assert process.returncode == -signal.SIGKILL  # it was at work
+    assert process.returncode == -signal.SIGKILL  # it was still running
     return int(last_checkpoint(output).rpartition("-")[2])
 
 
 @pytest.mark.parametrize("way", ["one process", "torchrun", "FSDP2"])
-def test_killed_run_resumes_as_if_nothing_had_been(finished, start_of, tmp_path, way):
+def test_killed_run_resumes_as_if_it_had_not_been_killed(finished, start_of, tmp_path, way):
     arguments, how = start_of(way, tmp_path)
     last = kill_after_a_checkpoint(tmp_path, start(*arguments, **how))
-    assert last % 5  # within an epoch, as all checkpoints are but that of the end
+    assert last % 5  # within an epoch, like all checkpoints except the last
     torn = tmp_path / f"checkpoint-{last + 17}"
     shutil.copytree(tmp_path / f"checkpoint-{last}", torn, dirs_exist_ok=True)
-    (torn / "trainer_state.json").unlink()  # as if killed while it was written
+    (torn / "trainer_state.json").unlink()  # as if the run was killed while writing it
     done = run(*arguments, **how)
     assert f"resumed from {tmp_path}/checkpoint-{last};" in done.stderr
     assert apart(logged(tmp_path), logged(finished(way))) < 1e-6
     assert apart(weights(tmp_path), weights(finished(way))) < 1e-6
 
 
-def test_finished_run_stays_as_it_is(finished, start_of, tmp_path):
+def test_finished_run_is_not_changed(finished, start_of, tmp_path):
     output = shutil.copytree(finished("one process"), tmp_path / "output")
     arguments, how = start_of("one process", output)
     assert "resumed from" in run(*arguments, **how).stderr

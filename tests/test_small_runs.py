@@ -1,4 +1,4 @@
-"""The small runs of examples/README.md: what they reach, and what they draw."""
+"""examples/small_runs.py: its results and its figures."""
 
 import pytest
 from PIL import Image
@@ -11,8 +11,8 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
 
 
-def size_of(picture):
-    with Image.open(picture) as opened:
+def size_of(path):
+    with Image.open(path) as opened:
         return opened.size
 
 
@@ -30,11 +30,11 @@ def test_pretrained_digits_are_classified_better_than_by_a_linear_model_on_pixel
     assert f"top-1 {found['top-1 on digits, fine-tuned']:.3f} %" in capsys.readouterr().out
 
 
-def test_pretraining_on_photographs_lowers_the_loss_of_another_one_too(tmp_path):
+def test_pretraining_on_photographs_lowers_the_loss_on_a_held_out_one_too(tmp_path):
     from small_runs import photographs
 
     first, last, held_out_first, held_out_last = photographs(tmp_path / "runs", tmp_path, epochs=60).values()
     assert last < 0.8 * first and held_out_last < 0.8 * held_out_first
     assert size_of(tmp_path / "photographs.png") > (500, 300)
     width, height = size_of(tmp_path / "reconstruction.png")
-    assert height > width / 2  # three rows of four pictures
+    assert height > width / 2  # three rows of four images

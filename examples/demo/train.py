@@ -1,8 +1,8 @@
-"""Train the demo checkpoint, and say how good it is on a photograph that it has not seen.
+"""Train the demo checkpoint and evaluate it on a held-out photograph.
 
 pip install --constraint constraints.txt --editable ".[demo]"    # scikit-image and scikit-learn, for photographs
 python examples/demo/train.py                                    # about half an hour on two cores
-python examples/demo/train.py --evaluate                         # the figures of the card, for the file there is
+python examples/demo/train.py --evaluate                         # the numbers of the card, for the existing checkpoint
 """
 
 import argparse
@@ -33,18 +33,19 @@ SIZES = {
     "decoder_depth": 4,
     "decoder_num_heads": 4,
 }
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+STD = torch.tensor([0.229, 0.224, 0.225])
 MASK_RATIO = 0.75
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Pixels of an RGB image, normalised, `(3, H, W)`."""
+    """Return the normalised pixels of an RGB image, `(3, H, W)`."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(image.height, image.width, 3)
     return ((pixels / 255 - MEAN) / STD).permute(2, 0, 1)
 
 
 def training_photographs() -> list[Image.Image]:
-    """The photographs of the card, at most 512 pixels on their shorter side."""
+    """Return the photographs of the card, at most 512 pixels on their shorter side."""
     from skimage import data
     from sklearn.datasets import load_sample_image
 
@@ -57,21 +58,30 @@ def training_photographs() -> list[Image.Image]:
 
 
 class Crops(Dataset):
-    """Endless random resized crops, flips, turns and orders of the colour channels; the same for the same index."""
+    """Random resized crops with flips, rotations and permutations of the colour channels, determined by the index.
+
+    Args:
+        images: Photographs to crop.
+        count: Length of the dataset.
+    """
 
     def __init__(self, images: list[Image.Image], count: int) -> None:
-        self.images, self.count = images, count
+        self.images = images
+        self.count = count
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
         rng = random.Random(index)
-        image, side = rng.choice(self.images), SIZES["img_size"]
+        image = rng.choice(self.images)
+        side = SIZES["img_size"]
         area = image.width * image.height * math.exp(rng.uniform(math.log(0.08), 0))
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        width, height = min(math.sqrt(area * aspect), image.width), min(math.sqrt(area / aspect), image.height)
-        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+        width = min(math.sqrt(area * aspect), image.width)
+        height = min(math.sqrt(area / aspect), image.height)
+        left = rng.uniform(0, image.width - width)
+        top = rng.uniform(0, image.height - height)
         box = (left, top, left + width, top + height)
         pixels = to_tensor(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
         if rng.random() < 0.5:
@@ -81,23 +91,30 @@ class Crops(Dataset):
 
 
 def train(steps: int, batch_size: int, peak: float) -> MaskedAutoencoder:
-    """Train with the official recipe in small: AdamW, warm-up, half-cycle cosine, mask ratio 0.75, raw pixels."""
+    """Train by a scaled-down official recipe: AdamW, warmup, half-cycle cosine, mask ratio 0.75, raw pixels.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Images per step.
+        peak: Learning rate after the warmup.
+    """
     torch.manual_seed(0)
     model = MaskedAutoencoder(**SIZES)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
-    warm_up = steps // 20
+    warmup = steps // 20
 
     def factor(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     crops = DataLoader(Crops(training_photographs(), steps * batch_size), batch_size, num_workers=1)
-    started, total = time.monotonic(), 0.0
+    started = time.monotonic()
+    total = 0.0
     for step, images in enumerate(crops, start=1):
         with torch.autocast("cpu", torch.bfloat16):
             loss, _, _ = model(images, mask_ratio=MASK_RATIO)
@@ -112,62 +129,80 @@ def train(steps: int, batch_size: int, peak: float) -> MaskedAutoencoder:
     return model
 
 
-def fill_with_mean(patches: Tensor, hidden: Tensor) -> Tensor:
-    """Baseline (a): give every patch `(L, P * P, 3)` the mean colour of the visible pixels."""
-    return patches[~hidden].mean(dim=(0, 1)).expand_as(patches)
+def fill_with_mean(patches: Tensor, masked: Tensor) -> Tensor:
+    """Baseline (a): fill every patch with the mean colour of the visible pixels.
+
+    Args:
+        patches: `(L, P * P, 3)`.
+        masked: `(L,)` bool, True is masked.
+    """
+    return patches[~masked].mean(dim=(0, 1)).expand_as(patches)
 
 
-def fill_bilinearly(patches: Tensor, hidden: Tensor) -> Tensor:
-    """Baseline (b): weigh the means of the visible patches bilinearly, then enlarge the grid of means bilinearly.
+def fill_bilinearly(patches: Tensor, masked: Tensor) -> Tensor:
+    """Baseline (b): interpolate the means of the visible patches bilinearly, then upsample their grid bilinearly.
 
-    A hidden cell of the grid takes the visible cells less than two cells away, with weights that fall linearly in both
-    directions; where there are none, the reach grows.
+    A masked cell of the grid is a weighted mean of the visible cells less than two cells away, with weights that fall
+    linearly in both directions; where there are none, the radius grows.
+
+    Args:
+        patches: `(L, P * P, 3)`.
+        masked: `(L,)` bool, True is masked.
     """
     side = math.isqrt(len(patches))
     cells = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), dim=-1).reshape(-1, 2)
-    away = (cells[:, None] - cells[None, ~hidden]).abs()  # L, L_keep, 2
-    means = patches[~hidden].mean(dim=1)  # L_keep, 3
+    distances = (cells[:, None] - cells[None, ~masked]).abs()  # L L_keep 2
+    means = patches[~masked].mean(dim=1)  # L_keep 3
     filled = torch.full((len(patches), 3), float("nan"))
-    for reach in range(2, 2 * side):
-        weights = (1 - away / reach).clamp(min=0).prod(dim=-1)  # L, L_keep
+    for radius in range(2, 2 * side):
+        weights = (1 - distances / radius).clamp(min=0).prod(dim=-1)  # L L_keep
         new = filled[:, 0].isnan() & (weights.sum(dim=1) > 0)
         filled[new] = (weights @ means / weights.sum(dim=1, keepdim=True))[new]
-    filled[~hidden] = means
-    grid = filled.T.reshape(1, 3, side, side)
+    filled[~masked] = means
+    grid = filled.T.reshape(1, 3, side, side)  # L 3 -> 1 3 h w
     pixels = interpolate(grid, size=SIZES["img_size"], mode="bilinear", align_corners=False)
     return patchify(pixels, SIZES["patch_size"])[0].reshape(patches.shape)
 
 
 @torch.no_grad()
 def evaluate(model: MaskedAutoencoder, masks: int = 32) -> dict[str, float]:
-    """Mean squared error on the hidden patches of the held-out photograph, in normalised pixels, over so many masks."""
+    """Return the mean squared error on the masked patches of the held-out photograph, of the model and the baselines.
+
+    Args:
+        model: Trained model.
+        masks: Number of random masks to average over.
+
+    Returns:
+        Errors in normalised pixels by the name of the method.
+    """
     image = Image.open(HELD_OUT).convert("RGB")
     side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left = (image.width - side) // 2
+    top = (image.height - side) // 2
     size = (SIZES["img_size"], SIZES["img_size"])
     image = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     images = to_tensor(image).unsqueeze(0)
-    target = patchify(images, SIZES["patch_size"])[0].unflatten(1, (-1, 3))  # L, P*P, 3
+    target = patchify(images, SIZES["patch_size"])[0].unflatten(1, (-1, 3))  # L P*P 3
     noise = torch.rand(masks, len(target), generator=torch.Generator().manual_seed(0))
     errors = {"this model": 0.0, "(a) mean of the visible pixels": 0.0, "(b) bilinear from visible patch means": 0.0}
     model.eval()
     for row in noise:
         _, pred, mask = model(images, mask_ratio=MASK_RATIO, noise=row.unsqueeze(0))
-        hidden = mask[0].bool()
-        fillings = (pred[0].unflatten(1, (-1, 3)), fill_with_mean(target, hidden), fill_bilinearly(target, hidden))
+        masked = mask[0].bool()
+        fillings = (pred[0].unflatten(1, (-1, 3)), fill_with_mean(target, masked), fill_bilinearly(target, masked))
         for name, filling in zip(errors, fillings, strict=True):
-            errors[name] += ((filling - target)[hidden] ** 2).mean().item() / masks
+            errors[name] += ((filling - target)[masked] ** 2).mean().item() / masks
     return errors
 
 
 def main() -> None:
-    """Train unless told not to, then evaluate."""
+    """Train unless --evaluate is given, then evaluate."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--evaluate", action="store_true", help="do not train: evaluate the file that is there")
-    parser.add_argument("--steps", type=int, default=11000)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the existing checkpoint without training")
+    parser.add_argument("--steps", type=int, default=11000, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="checkpoint to write or to evaluate")
     options = parser.parse_args()
     if options.evaluate:
         model = MaskedAutoencoder(**SIZES)
@@ -176,7 +211,7 @@ def main() -> None:
         model = train(options.steps, options.batch_size, options.lr)
         args = argparse.Namespace(norm_pix_loss=False, mask_ratio=MASK_RATIO, input_size=SIZES["img_size"])
         torch.save({"model": model.state_dict(), "args": args}, options.output)
-    print(f"mean squared error on hidden patches of {HELD_OUT.name}, normalised pixels, mean of 32 masks")
+    print(f"mean squared error on masked patches of {HELD_OUT.name}, normalised pixels, mean of 32 masks")
     for name, error in (errors := evaluate(model)).items():
         change = error / errors["(a) mean of the visible pixels"] - 1
         print(f"  {name:40s} {error:.4f}  {change:+.1%} against (a)")
