@@ -1,20 +1,23 @@
 # make demo       convert the small checkpoint that ships with the repository, reconstruct a photograph with it
-# make test       the fast tests
+# make test       the fast tests, on two cores: make test WORKERS=4 takes four
 # make test-all   all tests, with the libraries of the examples
 # make check      lint, types, build of wheel and sdist
 # make bench      speed and memory beside transformers' ViTMAE (half an hour on two cores): benchmarks/README.md
 # make runs       small pretraining, fine-tuning and linear probing, with curves (ten minutes): examples/README.md
-# make parity     the table of the three sizes, measured again
-# make cards      the same (minutes), written into README and model cards; python -m benchmarks.parity --cards does not measure
+# make parity     measure the sizes that have golden values, and print their table (minutes)
+# make cards      the same, and update README and model cards; python -m scripts.size_cards updates them without measuring
 #
-# PyTorch's default build for Linux brings several GB of CUDA packages. Another build of PyTorch: make TORCH="torch==2.13.0 --index-url URL", with the URL that its installation page gives
+# PyTorch's default build for Linux brings several GB of CUDA packages. For another build: make TORCH="torch==2.13.0 --index-url URL",
+# with the URL from PyTorch's installation page.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all check bench runs parity cards clean
 
-# PyTorch comes first and by itself, so that nothing else can choose its build.
+# PyTorch is installed first and by itself, so that nothing else can choose its build.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH)
@@ -34,15 +37,15 @@ demo: .venv/installed
 	$(BIN)/mae-hf verify examples/demo/mae_demo.pth demo/mae-demo
 	$(BIN)/mae-hf reconstruct examples/demo/chelsea.png --model demo/mae-demo --output demo/reconstruction.png
 	@echo
-	@echo "The picture is demo/reconstruction.png. With a released checkpoint, mae_visualize_vit_base.pth for example:"
+	@echo "The figure is demo/reconstruction.png. With a released checkpoint, mae_visualize_vit_base.pth for example:"
 	@echo "  .venv/bin/mae-hf convert mae_visualize_vit_base.pth ./mae-vit-base"
 	@echo "  .venv/bin/mae-hf reconstruct YOUR_PHOTO.jpg --model ./mae-vit-base --output out.png"
 
 test: .venv/installed
-	$(BIN)/pytest -m "not heavy"
+	$(PYTEST) -m "not heavy"
 
 test-all: .venv/complete
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: .venv/checked
 	$(BIN)/ruff check .

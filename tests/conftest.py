@@ -1,8 +1,9 @@
-import os
-from pathlib import Path
+"""Fixtures of all tests: golden values, tiny models and a Hub; and how tests share the machine."""
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test asks the internet
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is: tiny tensors lose by threads
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test uses the internet
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported: more threads slow tiny tensors down
 
 import pytest
 import torch
@@ -11,32 +12,30 @@ from transformers.utils import logging
 
 from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.key_maps import official_to_native
-from tests.hub_server import hub_server
+from tests.helpers import REFERENCE, TINY
+from tests.helpers.hub_server import hub_server
 
 logging.disable_progress_bar()
-REFERENCE = Path(__file__).parent / "data" / "reference"
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "decoder_hidden_size": 32,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 128,
+MINUTES = {  # that the longest files take on one core
+    "versions": 12,
+    "conversion_layouts": 6,
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Put the longest files first: workers get a file at a time, in this order, and finish together after short ones."""
+    items.sort(key=lambda item: -MINUTES.get(item.path.stem.removeprefix("test_"), 0))
+
+
 @pytest.fixture(autouse=True)
-def all_threads_for_large_models(request):
-    """The heavy tests take all cores."""
-    threads = torch.get_num_threads()
-    if request.node.get_closest_marker("heavy"):
-        torch.set_num_threads(os.cpu_count())
+def threads(request):
+    """Heavy tests use all cores that the other workers of pytest-xdist leave, unless they are marked `one_thread`."""
+    before = torch.get_num_threads()
+    if request.node.get_closest_marker("heavy") and not request.node.get_closest_marker("one_thread"):
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        torch.set_num_threads(max(1, os.cpu_count() // workers))
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +52,7 @@ def golden():
 
 @pytest.fixture
 def tiny_config():
-    """Makes the configuration of the tiny model, with changes."""
+    """Creates the configuration of the tiny model, with changes."""
     return lambda **changes: MAEConfig(**{**TINY, **changes})
 
 
@@ -65,7 +64,7 @@ def tiny_weights():
 
 @pytest.fixture
 def tiny_model(tiny_config, tiny_weights):
-    """Makes the tiny pretraining model with the golden weights, in eval mode."""
+    """Creates the tiny pretraining model with the golden weights, in eval mode."""
 
     def make(**changes):
         model = MAEForPreTraining(tiny_config(**changes)).eval()
@@ -76,19 +75,19 @@ def tiny_model(tiny_config, tiny_weights):
 
 
 @pytest.fixture
-def hub():
-    """A Hub on 127.0.0.1, which is asked for nothing that it does not know."""
-    with hub_server(token="hf_test") as hub:
-        yield hub
-        assert hub.unknown == []
-
-
-@pytest.fixture
 def fresh(tiny_config):
-    """Makes a fresh tiny pretraining model."""
+    """Creates a randomly initialised tiny pretraining model, the same every time."""
 
     def make(**changes):
         torch.manual_seed(0)
         return MAEForPreTraining(tiny_config(**changes))
 
     return make
+
+
+@pytest.fixture
+def hub():
+    """A Hub on 127.0.0.1; a request that it does not implement fails the test."""
+    with hub_server(token="hf_test") as hub:
+        yield hub
+        assert hub.unknown == []

@@ -1,4 +1,4 @@
-"""examples/export_onnx.py: what onnxruntime makes of its files, and what it refuses."""
+"""examples/export_onnx.py: what onnxruntime computes with its files, and what it refuses."""
 
 import json
 import math
@@ -11,27 +11,27 @@ import torch
 from examples.export_onnx import largest_difference, main
 from mae_hf import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel, block_masking
 
-pytestmark = pytest.mark.heavy  # onnx, onnxscript and onnxruntime come with what `make test-all` installs
+pytestmark = pytest.mark.heavy  # needs onnx, onnxscript and onnxruntime, which `make test-all` installs
 
 EXACT = ["mask", "ids_restore"]
 
 
 @pytest.fixture
 def out(tmp_path):
-    """Where the file is to appear, in a directory with nothing else."""
-    (tmp_path / "made").mkdir()
-    return tmp_path / "made" / "model.onnx"
+    """Path of the output, in an empty directory."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "model.onnx"
 
 
 @pytest.fixture
 def folder(tmp_path, tiny_model):
-    """Folder of the tiny pretraining model."""
+    """The folder of the tiny pretraining model."""
     tiny_model(norm_pix_loss=True).save_pretrained(tmp_path / "mae")
     return tmp_path / "mae"
 
 
 def run(path, **inputs):
-    """What onnxruntime makes of a file, by name."""
+    """The outputs of onnxruntime for a file, by name."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -42,7 +42,7 @@ def run(path, **inputs):
 
 @torch.no_grad()
 def assert_as_pytorch(path, model, **inputs):
-    """The file gives the fields of the model's output, within 1e-4, masks and orders exactly."""
+    """The file gives the outputs of the model within 1e-4; `mask` and `ids_restore` are equal."""
     found, expected = run(path, **inputs), model.eval()(**inputs)
     assert list(found) == list(expected)
     for name in expected:
@@ -64,11 +64,11 @@ def test_pretraining_model_takes_the_noise_of_the_caller(folder, out, capsys):
 def test_noise_of_0_and_1_is_a_mask(folder, out):
     assert main([str(folder), str(out)]) == 0
     model = MAEForPreTraining.from_pretrained(folder).eval()
-    images, hidden = torch.randn(4, 3, 32, 32), block_masking(4, model.config.grid_size)
-    assert_as_pytorch(out, model, pixel_values=images, noise=hidden.float())  # equal values: the sort must be stable
-    found = run(out, pixel_values=images, noise=hidden.float())
-    assert torch.equal(found["mask"].bool(), hidden)
-    torch.testing.assert_close(found["logits"], model(images, bool_masked_pos=hidden).logits, rtol=0, atol=1e-4)
+    images, mask = torch.randn(4, 3, 32, 32), block_masking(4, model.config.grid_size)
+    assert_as_pytorch(out, model, pixel_values=images, noise=mask.float())  # equal values: the sort must be stable
+    found = run(out, pixel_values=images, noise=mask.float())
+    assert torch.equal(found["mask"].bool(), mask)
+    torch.testing.assert_close(found["logits"], model(images, bool_masked_pos=mask).logits, rtol=0, atol=1e-4)
 
 
 def test_encoder_of_a_pretraining_model(folder, out):
@@ -93,7 +93,7 @@ def test_encoder_in_another_opset_from_a_folder_in_bfloat16(tiny_config, tmp_pat
 def test_classifier(tiny_config, tmp_path, out, changes):
     model = MAEForImageClassification(tiny_config(num_labels=7, **changes))
     for weights in model.head.parameters():
-        torch.nn.init.normal_(weights)  # a new head's are so small that all would look the same
+        torch.nn.init.normal_(weights)  # those of a new head are so small that all outputs would be nearly equal
     model.save_pretrained(tmp_path / "classifier")
     assert main([str(tmp_path / "classifier"), str(out)]) == 0
     assert_as_pytorch(out, model, pixel_values=torch.randn(5, 3, 32, 32))
@@ -126,7 +126,7 @@ def test_outputs_of_other_shapes_differ():
 
 
 def refused(capsys, out, *arguments):
-    """The one line on standard error of a run that fails and leaves nothing behind."""
+    """The only line on standard error of a run that fails and writes nothing."""
     before = sorted(out.parent.iterdir()) if out.parent.exists() else None
     assert main([*map(str, arguments)]) == 1
     assert (sorted(out.parent.iterdir()) if out.parent.exists() else None) == before
@@ -152,12 +152,12 @@ def test_file_that_differs_is_not_kept(folder, out, capsys, monkeypatch, place, 
 def test_bad_input_is_one_line(folder, out, capsys, tiny_config, tmp_path):
     assert "nowhere" in refused(capsys, out, tmp_path / "nowhere", out)
     missing = out.parent / "no" / "model.onnx"
-    assert refused(capsys, missing, folder, missing) == f"export_onnx: there is no directory {missing.parent}"
+    assert refused(capsys, missing, folder, missing) == f"export_onnx: no such directory: {missing.parent}"
     MAEForImageClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
     assert "--encoder is for pretraining" in refused(capsys, out, tmp_path / "classifier", out, "--encoder")
     for mine in (out.with_name("model.onnx.data"), out):
         mine.write_text("mine")
-        assert refused(capsys, out, folder, out) == f"export_onnx: {mine} is there already"
+        assert refused(capsys, out, folder, out) == f"export_onnx: {mine} already exists"
         assert mine.read_text() == "mine"
 
 

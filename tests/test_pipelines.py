@@ -7,20 +7,21 @@ import pytest
 import torch
 from PIL import Image
 from transformers import pipeline
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # of itself wants no torchvision
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # this import needs no torchvision
 
 from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
 from mae_hf.cli import main
 from mae_hf.image_processor import image_processor
+from tests.helpers import CHELSEA, HEAD_OPTIONS
 
-CHELSEA = str(Path(__file__).resolve().parent.parent / "examples" / "demo" / "chelsea.png")
+PHOTOGRAPH = str(CHELSEA)
 ANIMALS = {0: "cat", 1: "dog", 2: "fish", 3: "owl", 4: "bee", 5: "ant", 6: "elk"}
 TASKS = {"image-feature-extraction": MAEModel, "image-classification": MAEForImageClassification}
 
 
 @pytest.fixture
 def save(tiny_config, tmp_path):
-    """Saves a tiny model with its processor; its head, if it has one, has opinions."""
+    """Saves a tiny model with its processor; a head gets weights large enough to tell the classes apart."""
 
     def save(model_class, **changes):
         torch.manual_seed(0)
@@ -37,11 +38,11 @@ def save(tiny_config, tmp_path):
 
 @pytest.fixture
 def convert(reference, tmp_path, capsys):
-    """Converts an official checkpoint of the tiny model, by the command."""
+    """Converts an official checkpoint of the tiny model with the command line."""
 
     def convert(name, *options):
         source, folder = reference / "tiny" / f"{name}.pth", tmp_path / name
-        assert main(["convert", str(source), str(folder), "--num-attention-heads", "4", *options]) == 0
+        assert main(["convert", str(source), str(folder), *HEAD_OPTIONS[:2], *options]) == 0
         capsys.readouterr()
         return str(folder)
 
@@ -50,14 +51,14 @@ def convert(reference, tmp_path, capsys):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Chelsea, and a part of it, turned: files of two sizes."""
-    with Image.open(CHELSEA) as image:
+    """Files of a photograph, and of a rotated part of it in another size."""
+    with Image.open(PHOTOGRAPH) as image:
         image.crop((100, 20, 300, 280)).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "part.jpg")
-    return [CHELSEA, str(tmp_path / "part.jpg")]
+    return [PHOTOGRAPH, str(tmp_path / "part.jpg")]
 
 
 def outputs(model_class, folder, path):
-    """What the model in a folder says of an image file, step by step."""
+    """The outputs of the model in a folder for an image file, step by step."""
     processor, model = AutoImageProcessor.from_pretrained(folder), model_class.from_pretrained(folder)
     with Image.open(path) as image, torch.no_grad():
         return model(**processor(image.convert("RGB"), return_tensors="pt"))
@@ -81,7 +82,7 @@ def test_classification_is_processor_and_model(save, photographs):
         assert sum(found.values()) == pytest.approx(1) and max(found.values()) > 0.2
 
 
-def test_classification_of_paths_pictures_lists_and_batches(save, photographs):
+def test_classification_of_paths_images_lists_and_batches(save, photographs):
     classify = pipeline("image-classification", model=save(MAEForImageClassification, id2label=ANIMALS))
     wanted = [classify(path) for path in photographs]
     assert wanted[0] != wanted[1] and [len(answer) for answer in wanted] == [5, 5]
@@ -95,12 +96,12 @@ def test_classification_of_paths_pictures_lists_and_batches(save, photographs):
 
 
 def test_classification_with_a_converted_checkpoint(convert):
-    """Ten classes, without names of their own."""
+    """Ten classes without names."""
     for name in ("finetuned", "finetuned_cls", "linprobe"):
         folder = convert(name)
-        found = scores(pipeline("image-classification", model=folder)(CHELSEA, top_k=10))
+        found = scores(pipeline("image-classification", model=folder)(PHOTOGRAPH, top_k=10))
         assert set(found) == {f"LABEL_{n}" for n in range(10)} and sum(found.values()) == pytest.approx(1)
-        logits = outputs(MAEForImageClassification, folder, CHELSEA).logits[0]
+        logits = outputs(MAEForImageClassification, folder, PHOTOGRAPH).logits[0]
         wanted = {f"LABEL_{n}": score for n, score in enumerate(logits.softmax(dim=0).tolist())}
         assert found == pytest.approx(wanted, rel=1e-5)
 
@@ -119,7 +120,7 @@ def test_features_are_processor_and_model(save, photographs, pooling):
         assert torch.equal(wanted.pooler_output, tokens)
 
 
-def test_features_of_paths_pictures_lists_and_batches(save, photographs):
+def test_features_of_paths_images_lists_and_batches(save, photographs):
     extract = pipeline("image-feature-extraction", model=save(MAEModel), pool=True)
     wanted = [extract(path) for path in photographs]
     assert wanted[0] != wanted[1] and [len(features[0]) for features in wanted] == [64, 64]
@@ -133,39 +134,39 @@ def test_features_of_paths_pictures_lists_and_batches(save, photographs):
 
 @pytest.mark.parametrize("source", ["save", "convert"])
 def test_features_of_a_pretraining_folder_are_the_unmasked_ones_of_its_encoder(save, convert, source):
-    folder = save(MAEForPreTraining) if source == "save" else convert("full", "--decoder-num-attention-heads", "4")
+    folder = save(MAEForPreTraining) if source == "save" else convert("full", *HEAD_OPTIONS[2:])
     extract = pipeline("image-feature-extraction", model=folder)
     assert type(extract.model) is MAEModel
-    found = extract(CHELSEA, return_tensors=True)
-    assert found.shape == (1, 1 + 16, 64) and torch.equal(found, extract(CHELSEA, return_tensors=True))
+    found = extract(PHOTOGRAPH, return_tensors=True)
+    assert found.shape == (1, 1 + 16, 64) and torch.equal(found, extract(PHOTOGRAPH, return_tensors=True))
     encoder = MAEForPreTraining.from_pretrained(folder).mae
-    with Image.open(CHELSEA) as image, torch.no_grad():
+    with Image.open(PHOTOGRAPH) as image, torch.no_grad():
         wanted = encoder(**AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt"))
     assert torch.equal(found, wanted.last_hidden_state)
-    assert torch.equal(extract(CHELSEA, return_tensors=True, pool=True), wanted.pooler_output)
+    assert torch.equal(extract(PHOTOGRAPH, return_tensors=True, pool=True), wanted.pooler_output)
 
 
 def test_features_of_a_classifiers_folder(save):
-    """One that pools the class token has all that the encoder needs; one that pools the mean lacks a norm."""
+    """A classifier on the class token has the whole encoder; one on the mean of the patches lacks its final norm."""
     folder = save(MAEForImageClassification, pooling="cls", num_labels=3)
-    found = pipeline("image-feature-extraction", model=folder)(CHELSEA, return_tensors=True)
-    assert torch.equal(found, outputs(MAEModel, folder, CHELSEA).last_hidden_state)
+    found = pipeline("image-feature-extraction", model=folder)(PHOTOGRAPH, return_tensors=True)
+    assert torch.equal(found, outputs(MAEModel, folder, PHOTOGRAPH).last_hidden_state)
     folder = save(MAEForImageClassification, num_labels=3)
     with pytest.warns(UserWarning, match="no norm after the last block"):
         pipeline("image-feature-extraction", model=folder)
 
 
 def test_pipelines_of_models_in_memory(save, caplog, monkeypatch):
-    """Transformers leaves them in the mode they are in, and knows of a class what `import mae_hf` has registered."""
+    """Transformers keeps their train or eval mode, and knows which tasks `import mae_hf` registered for a class."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for task, model_class in TASKS.items():
         folder = save(model_class, hidden_dropout_prob=0.5)
         model = model_class.from_pretrained(folder)
         processor = AutoImageProcessor.from_pretrained(folder)
         found = pipeline(task, model=model, image_processor=processor)
-        assert found(CHELSEA) == pipeline(task, model=folder)(CHELSEA)
+        assert found(PHOTOGRAPH) == pipeline(task, model=folder)(PHOTOGRAPH)
         model.train()
-        assert found(CHELSEA) != found(CHELSEA)
+        assert found(PHOTOGRAPH) != found(PHOTOGRAPH)
         assert "is not supported" not in caplog.text
         with pytest.raises(Exception, match="Impossible to guess which image processor to use"):
             pipeline(task, model=model)
@@ -185,7 +186,7 @@ def test_folder_without_a_processor_is_refused(save, task):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_pipelines_in_half_precision(save, task, dtype):
     folder = save(TASKS[task])
-    found, wanted = (pipeline(task, model=folder, dtype=wanted)(CHELSEA) for wanted in (dtype, torch.float32))
+    found, wanted = (pipeline(task, model=folder, dtype=wanted)(PHOTOGRAPH) for wanted in (dtype, torch.float32))
     if task == "image-classification":
         found, wanted = ([scores(answer)[label] for label in sorted(scores(wanted))] for answer in (found, wanted))
     assert found != wanted
@@ -193,15 +194,15 @@ def test_pipelines_in_half_precision(save, task, dtype):
 
 
 def test_features_of_images_of_another_size_take_the_config(save):
-    """The pipeline does not pass `interpolate_pos_encoding`: resize the positions once, and save."""
+    """The pipeline does not pass `interpolate_pos_encoding`: resize the position embeddings once, and save."""
     folder = save(MAEModel)
     large = {"size": {"shortest_edge": 73}, "crop_size": {"height": 64, "width": 64}}
     extract = pipeline("image-feature-extraction", model=folder, image_processor_kwargs=large)
-    with pytest.raises(ValueError, match=r"the images have 64x64 pixels, the model expects 32x32: resize them, or"):
-        extract(CHELSEA)
+    with pytest.raises(ValueError, match=r"the images have 64x64 pixels, the model expects 32x32: resize them, pass"):
+        extract(PHOTOGRAPH)
     model = MAEModel.from_pretrained(folder)
     model.set_image_size(64)
     model.save_pretrained(folder)
     image_processor(model.config).save_pretrained(folder)
-    found = pipeline("image-feature-extraction", model=folder)(CHELSEA, return_tensors=True)
-    assert torch.equal(found, outputs(MAEModel, folder, CHELSEA).last_hidden_state) and found.shape == (1, 65, 64)
+    found = pipeline("image-feature-extraction", model=folder)(PHOTOGRAPH, return_tensors=True)
+    assert torch.equal(found, outputs(MAEModel, folder, PHOTOGRAPH).last_hidden_state) and found.shape == (1, 65, 64)

@@ -1,30 +1,19 @@
 """Both ends of the range of transformers that the package declares."""
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.borrowed_environment import borrowed_environment
+from tests.helpers import ROOT, run_program, run_python
+from tests.helpers.borrowed_environment import borrowed_environment
 
-HEAVY = (
-    "attention",
-    "compile",
-    "export_onnx",
-)  # besides the fast tests; what fails of PEFT and accelerate, README says
-ROOT = Path(__file__).resolve().parent.parent
-IMPORTED = """
-import mae_hf, mae_hf.conversion, torch, transformers
-for module in (torch, mae_hf, mae_hf.conversion):
-    print(module.__file__)
-print(transformers.__version__)
-"""
+# Besides the fast tests. What does not work of PEFT and accelerate, README lists.
+HEAVY = ["attention", "compile", "export_onnx"]
 
 
 def requirements():
-    """Both ends of the range of transformers that pyproject.toml declares, as pip takes them."""
+    """Both ends of the range of transformers in pyproject.toml, as requirements for pip."""
     ((lowest, limit),) = re.findall(r'"transformers>=([\d.]+),<([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     return {"lowest": f"transformers=={lowest}", "newest": f"transformers>={lowest},<{limit}"}
 
@@ -38,11 +27,9 @@ def test_tests_pass_with_both_ends_of_the_declared_range_of_transformers(tmp_pat
         pytest.skip("pip found the transformers that runs these tests already")
     version = own[0].name.split("-")[1].removesuffix(".dist")
 
-    def run(*arguments):
-        return subprocess.run([python, *arguments], cwd=ROOT, capture_output=True, text=True)
-
-    of_the_checkout = [str(ROOT / name / "__init__.py") for name in ("mae_hf", "conversion")]
-    assert run("-c", IMPORTED).stdout.splitlines() == [torch.__file__, *of_the_checkout, version]
+    found = run_program("where", "torch", "mae_hf", "mae_hf.conversion", "transformers", python=python).stdout
+    expected = [torch.__file__, *(str(ROOT / name / "__init__.py") for name in ("mae_hf", "conversion"))]
+    files, versions = zip(*(line.split() for line in found.splitlines()), strict=True)
+    assert list(files[:3]) == expected and versions[3] == version
     for chosen in (["not heavy"], ["heavy", *(f"tests/test_{name}.py" for name in HEAVY)]):
-        done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", *chosen)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+        run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", *chosen, python=python)

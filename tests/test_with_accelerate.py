@@ -1,4 +1,4 @@
-"""Models spread over memory and disk by accelerate (`device_map`) give the numbers of models in memory, to the bit."""
+"""Models that accelerate spreads over memory and disk (`device_map`) give bit-identical outputs."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from mae_hf import MAEForImageClassification, MAEForPreTraining, MAEModel
 
 pytestmark = [
-    pytest.mark.heavy,  # it needs accelerate
-    # accelerate, of the parameters that stand in a model itself, not in a module of it; it places them all the same
+    pytest.mark.heavy,  # needs accelerate
+    # accelerate warns about parameters of the model itself, outside its submodules; it places them all the same
     pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules:UserWarning"),
 ]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ PLACEMENTS = {
 
 @pytest.fixture
 def folder(tiny_config, tmp_path):
-    """Makes a folder of a tiny model of a class."""
+    """Saves a tiny model of a class."""
 
     def make(model_class):
         torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_model_spread_over_memory_and_disk_gives_the_same_numbers(folder, tmp_pa
     places = {str(place) for place in getattr(model, "hf_device_map", {"": "cpu"}).values()}
     assert ("disk" in places) == (placement != "all in memory")
     assert any(parameter.is_meta for parameter in model.parameters()) == ("disk" in places)
-    for _ in range(2):  # what was read for the first call went back
+    for _ in range(2):  # what was loaded for the first call was offloaded again
         found = outputs(model)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)

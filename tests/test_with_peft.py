@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) on the fused projection `qkv`, by functions of peft and by those of transformers."""
+"""LoRA (Hu et al. 2021) on the fused projection `qkv`, with the functions of peft and with those of transformers."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from mae_hf import MAEForImageClassification, MAEForPreTraining
 
 pytestmark = [
-    pytest.mark.heavy,  # it needs peft
-    # peft 0.21 asks transformers 5.23 by the older of two names
+    pytest.mark.heavy,  # needs peft
+    # peft 0.21 uses a name that transformers 5.23 deprecates
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"),
 ]
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ both_models = pytest.mark.parametrize("model_class", INPUTS)
 
 @pytest.fixture
 def base(tiny_config, tmp_path):
-    """Makes a tiny model from a folder, the same every time."""
+    """Loads a tiny model, with the same weights every time."""
 
     def make(model_class):
         folder = tmp_path / "base"
@@ -42,7 +42,7 @@ def lora(model_class, **changes):
 
 
 def train(model, inputs):
-    """Fifteen steps; returns the losses of the first and the last."""
+    """Train for fifteen steps; return the losses of the first and the last."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     model.train()
@@ -58,7 +58,7 @@ def train(model, inputs):
 
 @pytest.fixture
 def trained(base):
-    """Makes a model with a trained adapter of peft, and the weights that it had before."""
+    """Trains an adapter of peft; returns the model with it, and the weights from before."""
     from peft import get_peft_model
 
     def make(model_class):
@@ -88,7 +88,7 @@ def test_training_changes_the_adapter_and_nothing_else(trained, model_class):
     assert names == adapters | (heads if model_class is MAEForImageClassification else set())
     after = {name.replace("base_layer.", ""): value for name, value in model.base_model.model.state_dict().items()}
     after = {name.replace("original_module.", ""): value for name, value in after.items()}
-    assert all(torch.equal(after[name], value) for name, value in before.items())  # position tables among them
+    assert all(torch.equal(after[name], value) for name, value in before.items())  # among them the position embeddings
 
 
 @both_models
@@ -112,7 +112,7 @@ def test_saved_adapter_gives_the_same_numbers_to_the_bit(base, trained, model_cl
     assert {file.name for file in (tmp_path / "adapter").glob("*.safetensors")} == {"adapter_model.safetensors"}
     for loaded in (
         PeftModel.from_pretrained(base(model_class), tmp_path / "adapter").eval(),
-        model_class.from_pretrained(tmp_path / "adapter"),  # transformers finds the model that the adapter is for
+        model_class.from_pretrained(tmp_path / "adapter"),  # transformers finds the base model of the adapter
     ):
         assert torch.equal(logits(loaded, model_class), logits(model, model_class))
     assert not torch.equal(logits(base(model_class), model_class), logits(model, model_class))

@@ -1,4 +1,4 @@
-"""Environments with other packages that borrow all else from this one, PyTorch above all."""
+"""Virtual environments with other versions of some packages that share everything else, PyTorch above all."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import torch
 
 
 def borrowed_environment(folder, *requirements, options=()):
-    """Make one in a folder; return its Python and its own site-packages, which come before what it borrows."""
+    """Create one in `folder`; return its Python and its own site-packages, which come before the shared ones."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     (site,) = Path(folder).glob("lib/python*/site-packages")
     borrowed = str(Path(torch.__file__).parent.parent)

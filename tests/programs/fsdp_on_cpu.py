@@ -1,10 +1,10 @@
-"""Launch a script whose FSDP2 works on processors: `torchrun tests/fsdp_on_cpu.py SCRIPT ARGUMENTS`.
+"""Launch a script with FSDP2 on CPUs: `torchrun tests/programs/fsdp_on_cpu.py SCRIPT ARGUMENTS`.
 
-accelerate takes FSDP for accelerators only, and leaves a run on processors at DDP. Here its state says FSDP whenever it
-was asked for it; the sharding, the gathering and the checkpoints are the real ones of PyTorch and accelerate, by gloo.
+accelerate enables FSDP on accelerators only and falls back to DDP on CPUs. Here its state reports FSDP whenever it was
+asked for; sharding, gathering and checkpoints are the real ones of PyTorch and accelerate, with gloo.
 
-PyTorch keeps the process group of a sharded model, with its threads, when it is destroyed. A thread that lets go of its
-last tensor while Python shuts down aborts the process, which happens now and then: here Python does not shut down.
+PyTorch keeps the process group of a sharded model, with its threads, when it is destroyed. A thread that releases its
+last tensor while Python shuts down aborts the process now and then: so this program exits without a shutdown of Python.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A small Hub on 127.0.0.1 for the real client: models of one user on branch main, kept in memory."""
+"""A small Hub on 127.0.0.1 for the real client: the models of one user, on branch main, in memory."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ class Refused(Exception): ...  # status, message and, where the Hub has one, err
 
 
 def listed(path, data):
-    """A file under the names of a tree and of a model's siblings; in LFS if its first 512 bytes are not text."""
+    """A file as the Hub lists it in a tree and as a sibling of a model; LFS if its first 512 bytes are binary."""
     is_lfs, blob, size = b"\0" in data[:512], b"blob %d\0" % len(data) + data, len(data)
     oid = hashlib.sha256(data).hexdigest() if is_lfs else hashlib.sha1(blob).hexdigest()
     lfs = {"oid": oid, "sha256": oid, "size": size, "pointerSize": 134} if is_lfs else None
@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Hub(ThreadingHTTPServer):
-    """`repos` is for tests to look into, `requests` is all that was asked, `unknown` what has no answer here."""
+    """`repos` is for tests to inspect, `requests` logs every request, `unknown` those that are not implemented."""
 
     def __init__(self, token):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -149,7 +149,7 @@ class Hub(ThreadingHTTPServer):
         self.repos, self.lfs, self.requests, self.unknown = {}, {}, [], []
 
     def environment(self, home):
-        """Environment of a process that knows this Hub only and has its cache in the folder `home`."""
+        """Environment variables of a process that uses this Hub instead of the real one, with its cache in `home`."""
         kept = {key: os.environ[key] for key in os.environ if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
         ours = {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HOME": f"{home}/huggingface"}
         switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -164,6 +164,7 @@ class Hub(ThreadingHTTPServer):
 
 @contextmanager
 def hub_server(token="hf_test"):
+    """Run a Hub whose only user, `someone`, has this token."""
     with Hub(token) as hub, ExitStack() as stack:
         threading.Thread(target=hub.serve_forever, args=[0.05]).start()
         stack.callback(hub.shutdown)
