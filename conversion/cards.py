@@ -106,7 +106,7 @@ def _is_converted_file(file: Path) -> bool:
     with suppress(CheckpointError):
         found = read_checkpoint(file)
         recognise_layout(found.state_dict)
-        return found.wrapped and not found.others and release_of_name(file.stem) is None
+        return found.wrapper == "model" and not found.others and release_of_name(file.stem) is None
     return False
 
 

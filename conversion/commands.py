@@ -20,7 +20,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     heads = "heads of the {}, which the weights do not specify; required unless a released model has its width"
     given.add_argument("--num-attention-heads", type=int, metavar="N", help=heads.format("encoder"))
     given.add_argument("--decoder-num-attention-heads", type=int, metavar="N", help=heads.format("decoder"))
-    given.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of non-square images")
+    given.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of non-square images")
 
     parser = subparsers.add_parser("convert", parents=[source, given], help="convert weights to another layout")
     parser.set_defaults(command=_convert, usage_error=parser.error)
@@ -53,7 +53,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(command=_inspect)
 
     parser = subparsers.add_parser("verify", parents=[source], help="compare weights with a conversion, bit for bit")
-    parser.add_argument("destination", metavar="DST", help="likewise")
+    parser.add_argument("destination", metavar="DST", help="conversion of SRC: file, folder or Hub id")
     parser.set_defaults(command=_verify)
 
 

@@ -88,7 +88,7 @@ def convert(
             _write(layout, place, weights, max_shard_size)
             md5s = hashing.result()
             release = found.recognise(md5s, config.to_dict())
-            config.norm_pix_loss, origin = found.norm_pix_loss(norm_pix_loss, release)
+            config.norm_pix_loss, origin = found.norm_pix_loss(norm_pix_loss, config, release)
             done = Converted(
                 source=found,
                 md5s=md5s,
@@ -126,8 +126,7 @@ def verify(source: str | Path, destination: str | Path) -> list[str]:
     Raises:
         CheckpointError: If one of the two cannot be read.
     """
-    expected, found = read_source(source), read_source(destination)
-    return differences(expected.state_dict, found.state_dict)
+    return differences(read_source(source).state_dict, read_source(destination).state_dict)
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -33,12 +33,11 @@ MODEL_CLASSES: dict[str, type[MAEPreTrainedModel]] = {
 }
 NUM_IMAGENET_CLASSES = 1000
 
-_RELEASED = [MAEConfig.from_preset(name) for name in dict.fromkeys(release.preset for release in RELEASES)]
+RELEASED = tuple(dict.fromkeys(release.preset for release in RELEASES))
+_CONFIGS = [MAEConfig.from_preset(name) for name in RELEASED]
 RELEASED_HEADS = {  # by width: the shapes of the weights do not determine the number of heads
-    "num_attention_heads": {preset.hidden_size: preset.num_attention_heads for preset in _RELEASED},
-    "decoder_num_attention_heads": {
-        preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in _RELEASED
-    },
+    "num_attention_heads": {config.hidden_size: config.num_attention_heads for config in _CONFIGS},
+    "decoder_num_attention_heads": {c.decoder_hidden_size: c.decoder_num_attention_heads for c in _CONFIGS},
 }
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -145,17 +144,18 @@ def not_inferred(kind: str, config: MAEConfig) -> list[str]:
     """Describe what weights alone do not specify, and would be inferred wrongly without an option, one line each."""
     lines = []
     if kind not in CLASSIFIERS and config.pooling != MAEConfig().pooling:
-        lines.append(f"pooling={config.pooling}: reading it gives {MAEConfig().pooling}")
+        lines.append(f"store pooling={config.pooling}, which is read as {MAEConfig().pooling}")
     height, width = to_pair(config.image_size)
     if height != width:
-        lines.append(f"image_size: read it with --image-size {height} {width}")
+        lines.append(f"store image_size: read it with --image-size {height} {width}")
     for name, heads in RELEASED_HEADS.items():
         value = getattr(config, name)
         inferred = heads.get(getattr(config, name.replace("num_attention_heads", "hidden_size")))
         if inferred not in (None, value) and (kind == PRETRAINING or not name.startswith("decoder_")):
-            lines.append(f"{name}={value}: read it with --{name.replace('_', '-')} {value}, or {inferred} is inferred")
+            option = f"--{name.replace('_', '-')} {value}"
+            lines.append(f"store {name}={value}: read it with {option}, or {inferred} is inferred")
     if kind in CLASSIFIERS and config.id2label != labels_of(config.num_labels or 0):
-        lines.append("the names of the classes")
+        lines.append("store the names of the classes")
     return lines
 
 
@@ -167,10 +167,10 @@ def labels_of(num_labels: int) -> dict[int, str]:
     return {int(index): label for index, label in json.loads(text).items()}
 
 
-def preset_of(sizes: Mapping[str, Any]) -> str | None:
-    """Return the name of the preset whose encoder has these sizes (fields of the config), or None."""
-    for name, preset in PRESETS.items():
-        if all(sizes[field] == value for field, value in preset.items() if not field.startswith("decoder_")):
+def preset_of(sizes: Mapping[str, Any], names: Collection[str] = tuple(PRESETS)) -> str | None:
+    """Return the name, one of `names`, of the preset whose encoder has these sizes (fields of the config), or None."""
+    for name in names:
+        if all(sizes[field] == value for field, value in PRESETS[name].items() if not field.startswith("decoder_")):
             return name
     return None
 
@@ -186,7 +186,7 @@ def released_preset(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     common = ["image_size", "num_channels", *(name for name in sizes if name.startswith("decoder_"))]
     same = all(sizes[name] == getattr(default, name) for name in common)
     classes = [len(value) for key, value in weights.items() if key in ("head.weight", "head.1.weight")]
-    return preset_of(sizes) if same and classes in ([], [NUM_IMAGENET_CLASSES]) else None
+    return preset_of(sizes, RELEASED) if same and classes in ([], [NUM_IMAGENET_CLASSES]) else None
 
 
 def check_complete(

@@ -1,4 +1,4 @@
-"""The layouts of weights: each object holds everything that is known of one. To add a layout, add it to `LAYOUTS`.
+"""The layouts of weights: one object holds all knowledge about each. To add a layout, add it to `LAYOUTS`.
 
 | layout | used by |
 |---|---|
@@ -30,7 +30,7 @@ from mae_hf.patch_embed import to_pair
 from mae_hf.remote_code import AUTO_MAP
 from mae_hf.vit_mae import config_from_vit_mae, config_to_vit_mae, warn_about_epsilon
 
-from .inference import ENCODER, MODEL_CLASSES, PRETRAINING, infer_fields, not_inferred, preset_of
+from .inference import ENCODER, MODEL_CLASSES, PRETRAINING, RELEASED, infer_fields, not_inferred, preset_of
 
 Weights = Mapping[str, Tensor]
 Fields = Mapping[str, Any]
@@ -51,10 +51,10 @@ class Layout:
     to_native: Rename = dict  # to native names; unknown keys are kept
     from_native: Rename = dict  # the inverse
     normalise: Rename = dict  # to the names in the whole model, however the weights were saved
-    lone_prefix: str = ""  # that the names of a lone encoder lose when it is saved
+    lone_prefix: str = ""  # prefix that is removed from the names when the encoder alone is saved
     is_config: Callable[[Fields], bool] = lambda fields: False  # whether this is the `config.json` of such a folder
     config_of: Callable[[Fields], MAEConfig] | None = None  # reads `config.json`; None: it is inferred from shapes
-    stored: Callable[[Fields], dict[str, Any]] = lambda fields: {}  # what `config.json` specifies beside the shapes
+    stored: Callable[[Fields], dict[str, Any]] = lambda fields: {}  # what `config.json` specifies besides the shapes
     config_to: Callable[[str, MAEConfig, str], PretrainedConfig | dict[str, Any]] | None = None  # kind, config, licence
     is_file: bool = False  # one file, written by `torch.save`, instead of a folder with safetensors
     has_code: bool = False  # a folder can contain the code of the models
@@ -103,7 +103,7 @@ class Layout:
         return written
 
     def to_write(self, weights: Weights, kind: str) -> dict[str, Tensor]:
-        """Return what is stored of native weights, named as the class that loads them names them."""
+        """Select the native weights to store, and rename them to the names that the loading class expects."""
         if kind != ENCODER:
             return self.from_native(weights)
         encoder = {key: value for key, value in weights.items() if not key.startswith("decoder.")}
@@ -111,13 +111,12 @@ class Layout:
 
     def not_kept(self, kind: str, config: MAEConfig) -> list[str]:
         """Describe what of these weights and their configuration it cannot hold, one line each."""
-        lines = ["the decoder: it is left out"] if self.kind_written(kind) != kind else []
+        lines = ["hold the decoder, which is left out"] if self.kind_written(kind) != kind else []
         default = MAEConfig()
-        lost = {name: getattr(config, name) for name in self.lost_fields}
-        lost = {name: value for name, value in lost.items() if value != getattr(default, name)}
-        lines += [f"{name}={value}: reading it gives {getattr(default, name)}" for name, value in lost.items()]
+        lost = {x: value for x in self.lost_fields if (value := getattr(config, x)) != getattr(default, x)}
+        lines += [f"store {name}={value}, which is read as {getattr(default, name)}" for name, value in lost.items()]
         lines += not_inferred(kind, config) if self.is_file else []
-        return [f"the {self.name} layout cannot hold {line}" for line in lines]
+        return [f"the {self.name} layout does not {line}" for line in lines]
 
     def loading_code(self, kind: str, place: object) -> list[str]:
         """Return the import and the expression that load weights of a kind from a place."""
@@ -196,7 +195,7 @@ def _stored_in_timm(fields: Fields) -> dict[str, Any]:
 
 def _to_timm_config(kind: str, config: MAEConfig, license: str) -> dict[str, Any]:
     """Make the config that timm 1.0.31 writes for its `.mae` models; other sizes are arguments of its base model."""
-    preset, size = preset_of(config.to_dict()), list(to_pair(config.image_size))
+    preset, size = preset_of(config.to_dict(), RELEASED), list(to_pair(config.image_size))
     arguments = {"in_chans": config.num_channels, "num_classes": 0, "global_pool": "token", "img_size": size}
     if preset is None:
         arguments |= {
@@ -291,8 +290,7 @@ def recognise_layout(weights: Weights, config: Fields | None = None) -> Layout:
     """
     by_config = next((layout for layout in LAYOUTS.values() if config is not None and layout.is_config(config)), None)
     if config is not None and by_config is None:
-        found = config.get("model_type")
-        raise CheckpointError(f"its config.json is that of a {found!r} model, not of a masked autoencoder")
+        raise CheckpointError(f"its config.json is of no known layout: model_type is {config.get('model_type')!r}")
     missing = {layout.name: layout.missing_anchors(weights) for layout in LAYOUTS.values()}
     if by_config is not None and not missing[by_config.name]:
         return by_config
@@ -304,5 +302,5 @@ def recognise_layout(weights: Weights, config: Fields | None = None) -> Layout:
         what = f"its config is that of the {by_config.name} layout, its keys are those of the {by_keys.name} layout"
         raise CheckpointError(what)
     if not by_keys.is_file:
-        raise CheckpointError(f"its keys are those of the {by_keys.name} layout: name the folder with its config.json")
+        raise CheckpointError(f"its keys are those of the {by_keys.name} layout: pass the folder with its config.json")
     return by_keys

@@ -59,8 +59,7 @@ class Source(Checkpoint):
         """
         fields = self.layout.read_fields(self.state_dict, self.fields, given)
         if unknown := [f"--{name.replace('_', '-')} N" for name in RELEASED_HEADS if fields.get(name, 0) is None]:
-            text = "the weights do not specify the number of heads, and no released model has these widths: pass"
-            raise CheckpointError(f"{text} {' '.join(unknown)}")
+            raise CheckpointError(f"no released model has these widths: pass the number of heads, {' '.join(unknown)}")
         config: MAEConfig = MAEConfig.from_dict(fields)
         check_complete(self.state_dict, config, self.layout.from_native)
         return config
@@ -73,14 +72,15 @@ class Source(Checkpoint):
         """Return the released file that this is, or None."""
         return recognise(self.path, md5s, self.kind, released_preset(sizes, self.state_dict))
 
-    def norm_pix_loss(self, option: bool | None, release: Release | None) -> tuple[bool, str | None]:
+    def norm_pix_loss(self, option: bool | None, config: MAEConfig, release: Release | None) -> tuple[bool, str | None]:
         """Return whether the model predicts normalised pixels, and what specifies it; None if it is assumed.
 
         Raises:
             CheckpointError: If the option contradicts what is known.
         """
-        known = self.fields.get("norm_pix_loss")
-        origin = "the config of the folder" if self.path.is_dir() else "the training arguments in the file"
+        known, origin = self.fields.get("norm_pix_loss"), "the training arguments in the file"
+        if self.layout.config_of is not None and (known is not None or config.norm_pix_loss):
+            known, origin = config.norm_pix_loss, "the config of the folder"
         if not isinstance(known, int) and release is not None:  # training arguments may hold anything
             known, origin = release.norm_pix_loss, "the catalogue of released files"
         if not isinstance(known, int):
@@ -153,7 +153,7 @@ def _to_native(layout: Layout, state_dict: Mapping[str, Tensor]) -> dict[str, Te
     weights = layout.to_native(named)
     foreign = sorted(named.keys() - layout.from_native(weights).keys())
     if foreign:  # they would pass for keys of this layout
-        raise CheckpointError(f"these keys are not of the {layout.name} layout: {', '.join(foreign[:3])}")
+        raise CheckpointError(f"these keys belong to another layout than {layout.name}: {', '.join(foreign[:3])}")
     return weights
 
 
@@ -210,7 +210,7 @@ def inspect(
         "parameters": f"{count_parameters(weights):,}",
         "dtypes": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})),
         "training arguments": ", ".join(sorted(found.fields)) if found.path.is_file() and found.fields else "none",
-        "beside the weights": ", ".join(found.others) or "nothing",
+        "other content": ", ".join(found.others) or "nothing",
         "checksums": "verified" if found.checksummed else "none in this format",
         "md5": ", ".join(f"{md5} {name}" for name, md5 in md5s.items()),
         "released file": released,
@@ -224,6 +224,6 @@ def _width_depth_heads(sizes: Mapping[str, Any], half: str) -> str:
 
 def given_sizes(heads: int | None, decoder_heads: int | None, image_size: Sequence[int] | None) -> dict[str, Any]:
     """Return what the caller passed, as fields of the configuration."""
-    size = None if image_size is None else tuple(image_size)
+    size = image_size and tuple(image_size)
     fields = {"num_attention_heads": heads, "decoder_num_attention_heads": decoder_heads, "image_size": size}
     return {name: value for name, value in fields.items() if value is not None}

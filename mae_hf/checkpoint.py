@@ -43,7 +43,7 @@ class Checkpoint:
             serialisation of PyTorch have none.
         files: The files that were read.
         others: Names of everything else in the file, such as "optimizer" and "args".
-        wrapped: Whether the state dict is stored under a key such as "model", as in official files.
+        wrapper: Key under which the state dict is stored, "model" in official files; "" for a bare one.
     """
 
     state_dict: dict[str, Tensor]
@@ -51,7 +51,7 @@ class Checkpoint:
     checksummed: bool = True
     files: tuple[Path, ...] = ()
     others: tuple[str, ...] = ()
-    wrapped: bool = False
+    wrapper: str = ""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,9 +80,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):  # PyTorch stops at the first name that is not allowed
-            text = f"{path} contains {foreign[1]} beside weights, which could run code: it is not read"
+            text = f"{path} contains {foreign[1]} besides weights, which could run code: it is not read"
             raise CheckpointError(text) from error
-        reason = "if it is neither, save the weights alone with torch.save and its default pickle protocol"
+        reason = "if PyTorch loads it, save only its state dict, with torch.save and default settings"
         raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint; {reason}") from error
     except Exception as error:  # damaged bytes can raise nearly anything
         raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint: {first_line(error)}") from error
@@ -90,7 +90,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     args, others = content.get("args"), tuple(str(name) for name in content if name != key) if key else ()
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     fields = {str(name): value for name, value in args.items()} if isinstance(args, dict) else {}
-    return Checkpoint(weights, fields, checksummed=is_zip, files=(path,), others=others, wrapped=bool(key))
+    return Checkpoint(weights, fields, checksummed=is_zip, files=(path,), others=others, wrapper=key)
 
 
 def read_folder(folder: str | Path) -> Checkpoint:
@@ -190,7 +190,7 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: name the .pth file")
+        raise CheckpointError(f"{path} is a folder: pass the .pth file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: download it again")
 
@@ -208,19 +208,22 @@ def _check_zip(path: Path) -> None:
 
 def _find_weights(path: Path, content: Any) -> tuple[str, dict[str, Tensor]]:
     """Return the key under which the state dict is stored ("" for a bare one), and the state dict."""
-    found = dict(_WRAPPERS).keys() & content.keys() if isinstance(content, dict) else set()
-    wrapper, prefix = next((pair for pair in _WRAPPERS if pair[0] in found), ("", ""))
+    wrapper, prefix = next((pair for pair in _WRAPPERS if _is_wrapped(content, *pair)), ("", ""))
     weights = content[wrapper] if wrapper else content
     if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f"{path} contains no weights: expected a dictionary with a state dict under 'model'")
+        names = " or ".join(repr(key) for key, _ in _WRAPPERS)
+        raise CheckpointError(f"{path} contains no weights: expected a state dict, alone or under {names}")
     strange = [str(key) for key, value in weights.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if strange:
         raise CheckpointError(f"{path} contains no state dict: {', '.join(strange[:3])} is not a tensor")
     if odd := [key for key, value in weights.items() if not _is_plain(value)]:
         raise CheckpointError(f"{path} contains weights that are not plain tensors: {', '.join(odd[:3])}")
-    if prefix and all(key.startswith(prefix) for key in weights):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return wrapper, dict(weights)
+    return wrapper, {key.removeprefix(prefix): value for key, value in weights.items()}
+
+
+def _is_wrapped(content: Any, key: str, prefix: str) -> bool:
+    weights = content.get(key) if isinstance(content, dict) else None
+    return weights is not None and (not isinstance(weights, dict) or all(str(x).startswith(prefix) for x in weights))
 
 
 def _is_plain(tensor: Tensor) -> bool:

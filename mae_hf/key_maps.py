@@ -172,5 +172,5 @@ def _rename(state_dict: Mapping[str, Value], names: Mapping[str, str]) -> dict[s
 
 def _put(state_dict: dict[str, Value], key: str, value: Value) -> None:
     if key in state_dict:
-        raise ValueError(f"two keys have the same meaning, {key}")
+        raise ValueError(f"two keys of the file map to the same weight, {key}")
     state_dict[key] = value

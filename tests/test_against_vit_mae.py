@@ -216,7 +216,7 @@ def test_code_in_a_bin_file_never_runs(tmp_path, capsys, write):
     folder, trace = tmp_path / "vit_mae", tmp_path / "trace"
     weights = save(random_vit_mae(ViTMAEForPreTraining), folder, "bin")
     write(weights, RunsACommand(f"touch {trace}"), folder / "pytorch_model.bin")
-    refusal = f"{folder / 'pytorch_model.bin'} contains {os.system.__module__}.system beside weights"
+    refusal = f"{folder / 'pytorch_model.bin'} contains {os.system.__module__}.system besides weights"
     with pytest.raises(CheckpointError, match=re.escape(refusal)):
         load_vit_mae(folder)
     assert main(["convert", str(folder), str(tmp_path / "out")]) == 1

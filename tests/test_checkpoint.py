@@ -44,6 +44,17 @@ def test_bare_state_dict_is_taken_too(tiny_weights, tmp_path):
     assert list(read_checkpoint(tmp_path / "bare.pth").state_dict) == list(tiny_weights)
 
 
+def test_wrapper_of_another_trainer_is_a_line_of_the_table(tiny_weights, tmp_path, monkeypatch):
+    prefixed = {f"module.{key}": value for key, value in tiny_weights.items()}
+    torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "last.ckpt")
+    monkeypatch.setattr("mae_hf.checkpoint._WRAPPERS", (("model", ""), ("state_dict", "module."), ("state_dict", "")))
+    checkpoint = read_checkpoint(tmp_path / "last.ckpt")
+    assert list(checkpoint.state_dict) == list(tiny_weights)
+    assert (checkpoint.wrapper, checkpoint.others) == ("state_dict", ("epoch",))
+    torch.save({"state_dict": tiny_weights}, tmp_path / "plain.ckpt")
+    assert list(read_checkpoint(tmp_path / "plain.ckpt").state_dict) == list(tiny_weights)
+
+
 def test_changed_byte_in_a_weight_is_noticed(reference, tmp_path):
     content = bytearray((reference / "tiny" / "full.pth").read_bytes())
     content[len(content) // 2] ^= 1
@@ -67,14 +78,14 @@ def zip_without_weights(path):
     ("write", "message"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "is a folder: name the .pth file"),
+        (lambda path: path.mkdir(), "is a folder: pass the .pth file"),
         (lambda path: path.write_bytes(b""), "is empty: download it again"),
         (lambda path: path.write_bytes(b"abc"), "is damaged or not a PyTorch checkpoint: "),
         (lambda path: path.write_bytes(b"\x80\x02."), "is damaged or not a PyTorch checkpoint: "),
         (lambda path: path.write_bytes(b"<html>404</html>"), "is damaged or not a PyTorch checkpoint"),
         (zip_without_weights, "is damaged or not a PyTorch checkpoint"),
-        (lambda path: torch.save({"model": Foreign()}, path), "contains .*print beside weights, which could run code"),
-        (lambda path: torch.save({"model": pathlib.Path("x")}, path), "contains pathlib.PosixPath beside weights"),
+        (lambda path: torch.save({"model": Foreign()}, path), "contains .*print besides weights, which could run code"),
+        (lambda path: torch.save({"model": pathlib.Path("x")}, path), "contains pathlib.PosixPath besides weights"),
         (lambda path: torch.save({"model": argparse.Namespace()}, path), "contains no weights"),
         (lambda path: torch.save({"model": {}}, path), "contains no weights"),
         (lambda path: torch.save([1, 2], path), "contains no weights"),
@@ -148,7 +159,7 @@ def test_sharded_weights_are_read_together_and_only_from_inside_the_folder(tmp_p
 
 def test_folder_of_pickles_is_read_as_safely_as_a_file(tmp_path):
     torch.save({"a": Foreign()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="contains .*print beside weights, which could run code"):
+    with pytest.raises(CheckpointError, match="contains .*print besides weights, which could run code"):
         read_folder(tmp_path)
 
 
@@ -163,7 +174,7 @@ def test_only_the_arguments_of_training_are_allowed_beside_plain_data(tmp_path, 
     allowed = torch.serialization.get_safe_globals()
     assert DeviceMesh in allowed
     torch.save({"model": tiny_weights, "args": {"a": Connection()}}, tmp_path / "connection.pth")
-    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint; if it is neither, save the weights"):
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint; if PyTorch loads it, save only its state"):
         read_checkpoint(tmp_path / "connection.pth")
     assert not torch.distributed.is_initialized()
     assert set(torch.serialization.get_safe_globals()) == set(allowed)
@@ -207,9 +218,9 @@ NESTINGS = {
 def test_code_never_runs_and_is_refused_by_name(tmp_path, made, name, nesting, writer):
     mark, path = tmp_path / "it_ran", tmp_path / "evil.pth"
     WRITERS[writer](NESTINGS[nesting](made(mark)), path)
-    message = f"evil.pth contains .*{name}.* beside weights, which could run code"
+    message = f"evil.pth contains .*{name}.* besides weights, which could run code"
     if writer not in ("zip", "old serialisation"):  # PyTorch may stop at something else before it
-        message = "evil.pth (contains .* beside weights, which could|is damaged or not a PyTorch checkpoint)"
+        message = "evil.pth (contains .* besides weights, which could|is damaged or not a PyTorch checkpoint)"
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(path)
     assert not mark.exists()

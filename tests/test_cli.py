@@ -172,7 +172,7 @@ def test_every_layout_from_the_command_line(tiny, tmp_path, capsys):
 
 def test_warnings_are_lines_of_their_own(tiny, tmp_path, capsys):
     assert main(["convert", str(tiny / "full.pth"), str(tmp_path / "out"), *HEAD_OPTIONS, "--to", "timm"]) == 0
-    assert capsys.readouterr().err == "mae-hf: warning: the timm layout cannot hold the decoder: it is left out\n"
+    assert capsys.readouterr().err == "mae-hf: warning: the timm layout does not hold the decoder, which is left out\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert"], ["reconstruct", "a.jpg"], ["convert", "a", "b", "--what"]])

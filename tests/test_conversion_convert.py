@@ -125,7 +125,7 @@ def test_other_channels_come_without_a_processor_and_other_shapes_with_a_hint(tm
     model = MAEForPreTraining(MAEConfig(**sizes, decoder_num_heads=4))
     torch.save({"model": native_to_official(model.state_dict())}, tmp_path / "own.pth")
     heads = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
-    with pytest.raises(CheckpointError, match="8 patches do not make a square image: .* --image-size HEIGHT WIDTH"):
+    with pytest.raises(CheckpointError, match="8 patches do not form a square image: .* --image-size HEIGHT WIDTH"):
         convert(tmp_path / "own.pth", tmp_path / "out", **heads)
     with pytest.raises(CheckpointError, match="16x16 does not have the checkpoint's 8 patches"):
         convert(
@@ -237,7 +237,7 @@ def test_released_sizes_are_those_of_the_files_in_all_they_have_in_common():
 def test_inspect_says_what_a_file_is(reference):
     found = inspect(reference / "tiny" / "training_checkpoint.pth")
     assert found["kind"].startswith("pretraining") and found["parameters"] == "148,064"
-    assert found["beside the weights"] == "optimizer, epoch, scaler, args"
+    assert found["other content"] == "optimizer, epoch, scaler, args"
     assert "norm_pix_loss" in found["training arguments"] and found["checksums"] == "verified"
     assert inspect(reference / "tiny" / "full_legacy.pth")["checksums"] == "none in this format"
     assert inspect(reference / "tiny" / "linprobe.pth")["kind"].startswith("linprobe")

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.golden_weights import golden_tensor, read_manifest
-from mae_hf import MAEConfig, MAEForPreTraining
+from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 from mae_hf.checkpoint import CheckpointError
-from mae_hf.conversion import convert, verify
+from mae_hf.conversion import convert, inspect, verify
 from mae_hf.conversion.convert import differences
+from mae_hf.conversion.layouts import LAYOUTS, Layout
 from tests.helpers import HEADS
+from tests.helpers import TINY as SMALL
 
 KINDS = ["pretrain", "pretrain_full", "finetuned", "finetuned_cls", "linprobe"]
 TINY = {"pretrain": "encoder", "pretrain_full": "full"}  # names of the tiny files where they differ
@@ -58,14 +60,14 @@ def test_tiny_encoder_goes_to_timm_and_back(reference, tmp_path):
 
 
 def test_pretraining_model_leaves_its_decoder_behind_on_the_way_to_timm_and_says_so(reference, tmp_path):
-    with pytest.warns(UserWarning, match="cannot hold the decoder: it is left out"):
+    with pytest.warns(UserWarning, match="does not hold the decoder, which is left out"):
         convert(reference / "tiny" / "full.pth", tmp_path / "timm", to="timm", **HEADS)
     lost = verify(reference / "tiny" / "full.pth", tmp_path / "timm")
     assert len(lost) == 32 and all(line.startswith("decoder.") and line.endswith("is missing") for line in lost)
 
 
 def test_card_of_a_model_that_left_its_decoder_behind_speaks_of_an_encoder(reference, tmp_path):
-    with pytest.warns(UserWarning, match="cannot hold the decoder: it is left out"):
+    with pytest.warns(UserWarning, match="does not hold the decoder, which is left out"):
         convert(reference / "tiny" / "full.pth", tmp_path / "timm", to="timm", **HEADS)
     card = (tmp_path / "timm" / "README.md").read_text()
     assert "encoder only, no decoder" in card and "pretraining model" not in card
@@ -91,7 +93,7 @@ def test_what_a_layout_has_no_place_for_is_said(reference, tmp_path):
     for layout, names in lost.items():
         with pytest.warns(UserWarning) as warned:
             convert(tmp_path / "native", tmp_path / layout, to=layout)
-        found = [re.search(r"cannot hold (\w+)=|cannot hold the (decoder)", str(w.message)) for w in warned]
+        found = [re.search(r"does not store (\w+)=|does not hold the (decoder)", str(w.message)) for w in warned]
         assert {match[1] or match[2] for match in found} == names
 
 
@@ -124,10 +126,10 @@ def test_weight_under_two_names_is_refused(reference, tiny_weights, tmp_path):
     name = "layer.0.attention.attention.query.weight"
     weights[f"decoder.decoder_encoder.{name}"] = weights[f"decoder.decoder_layers.{name[6:]}"].clone()
     save_file(weights, path)
-    with pytest.raises(CheckpointError, match="two keys have the same meaning, decoder.decoder_layers.0"):
+    with pytest.raises(CheckpointError, match="map to the same weight, decoder.decoder_layers.0"):
         convert(tmp_path / "vit_mae", tmp_path / "out")
     torch.save({"model": tiny_weights | {"mae.cls_token": torch.zeros(1, 1, 64)}}, tmp_path / "two.pth")
-    with pytest.raises(CheckpointError, match="two keys have the same meaning, mae.cls_token"):
+    with pytest.raises(CheckpointError, match="map to the same weight, mae.cls_token"):
         verify(tmp_path / "two.pth", reference / "tiny" / "full.pth")
 
 
@@ -146,7 +148,7 @@ def test_names_of_classes_are_lost_on_the_way_to_the_official_layout_which_is_sa
     convert(tmp_path / "native", tmp_path / "plain.pth", to="official")
     labels = {n: f"digit {n}" for n in range(10)}
     MAEConfig.from_pretrained(tmp_path / "native", id2label=labels).save_pretrained(tmp_path / "native")
-    with pytest.warns(UserWarning, match="cannot hold the names of the classes"):
+    with pytest.warns(UserWarning, match="does not store the names of the classes"):
         convert(tmp_path / "native", tmp_path / "named.pth", to="official")
 
 
@@ -162,6 +164,66 @@ def test_what_is_no_field_of_the_model_does_not_come_along(reference, tmp_path):
 def test_vit_mae_cannot_have_images_that_are_not_square(reference, tmp_path):
     with pytest.raises(CheckpointError, match="ViTMAE supports square images only"):
         convert(reference / "tiny" / "full.pth", tmp_path / "out", to="vit_mae", image_size=(16, 64), **HEADS)
+
+
+def test_keys_of_two_layouts_in_one_file_are_refused(reference, tiny_weights, tmp_path):
+    tiny_weights["mae.encoder.norm.weight"] = tiny_weights.pop("norm.weight")
+    torch.save({"model": tiny_weights}, tmp_path / "mixed.pth")
+    for command in (verify, convert):
+        with pytest.raises(CheckpointError, match="another layout than official: mae.encoder.norm.weight"):
+            command(tmp_path / "mixed.pth", tmp_path / "out")
+
+
+def test_query_key_and_value_without_dimensions_are_refused(reference, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "vit_mae", to="vit_mae", **HEADS)
+    path = tmp_path / "vit_mae" / "model.safetensors"
+    bias = "vit.encoder.layer.0.attention.attention.{}.bias"
+    odd = {bias.format(part): torch.zeros(()) for part in ("query", "key", "value")}
+    save_file(load_file(path) | odd | {"vit.layernorm.bias": torch.zeros(())}, path)
+    with pytest.raises(CheckpointError, match="contradictory shapes"):
+        convert(tmp_path / "vit_mae", tmp_path / "out")
+
+
+def test_config_of_timm_states_the_sizes_of_models_that_were_not_released(tmp_path):
+    MAEModel(MAEConfig.from_preset("tiny")).save_pretrained(tmp_path / "tiny")
+    convert(tmp_path / "tiny", tmp_path / "timm", to="timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert config["architecture"] == "vit_base_patch16_224" and config["model_args"]["embed_dim"] == 192
+    assert MAEConfig.from_pretrained(tmp_path / "tiny").num_attention_heads == config["model_args"]["num_heads"] == 3
+
+
+def config_of_other_library(kind, config, license):
+    known = {"hidden_act", "image_size", "mask_ratio", *SMALL}
+    fields = {name: value for name, value in config.to_dict().items() if name in known}
+    return {"model_type": "other", "target": "normalised" if config.norm_pix_loss else "raw", "sizes": fields}
+
+
+def read_config_of_other_library(fields):
+    return MAEConfig(**fields["sizes"], norm_pix_loss=fields["target"] == "normalised")
+
+
+def test_layout_needs_nothing_but_its_object(reference, tmp_path, monkeypatch):
+    layout = Layout(
+        name="other",
+        class_names={"pretraining": "OtherMAE", "encoder": "OtherEncoder"},
+        to_native=lambda weights: {key.removeprefix("other/").replace("/", "."): x for key, x in weights.items()},
+        from_native=lambda weights: {"other/" + key.replace(".", "/"): x for key, x in weights.items()},
+        is_config=lambda fields: fields.get("model_type") == "other",
+        config_of=read_config_of_other_library,
+        config_to=config_of_other_library,
+        library_name="other",
+        loader=("import other", 'other.{0}.load("{1}")'),
+    )
+    monkeypatch.setitem(LAYOUTS, "other", layout)
+    source = reference / "tiny" / "full.pth"
+    convert(source, tmp_path / "other", to="other", norm_pix_loss=True, **HEADS)
+    done = convert(tmp_path / "other", tmp_path / "native")
+    assert done.config.norm_pix_loss and done.norm_pix_loss_from == "the config of the folder"
+    assert verify(source, tmp_path / "other") == verify(source, tmp_path / "native") == []
+    assert inspect(tmp_path / "other")["layout"] == "other"
+    assert 'other.OtherMAE.load("FOLDER")' in (tmp_path / "other" / "README.md").read_text()
+    with pytest.raises(CheckpointError, match="the other layout cannot hold a classifier"):
+        convert(reference / "tiny" / "finetuned.pth", tmp_path / "classifier", to="other", **HEADS)
 
 
 def test_unknown_layout_lists_the_known_ones(reference, tmp_path):

@@ -109,7 +109,7 @@ def test_licence_of_the_card_goes_along_unless_another_is_given(reference, folde
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "vit"}, "its config.json is that of a 'vit' model, not of a masked autoencoder"),
+        ({"model_type": "vit"}, "its config.json is of no known layout: model_type is 'vit'"),
         ({"model_type": "mae"}, "its config is that of the mae_hf layout, its keys are those of the vit_mae layout"),
         ({"num_hidden_layers": 3}, r"missing keys \(16\): vit.encoder.layer.2.layernorm_before.weight"),
         ({"hidden_size": "many"}, "hidden_size must be a positive int, got 'many'"),
@@ -125,9 +125,18 @@ def test_config_that_does_not_fit_its_weights_is_refused(folders, change, messag
     assert not (folders / "out").exists()
 
 
+@pytest.mark.parametrize("layout", ["mae_hf", "vit_mae"])
+def test_more_blocks_than_weights_are_refused_before_they_take_memory(folders, layout):
+    path = folders / layout / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**9}))
+    for command in (inspect, lambda source: convert(source, folders / "out")):
+        with pytest.raises(CheckpointError, match=r"num_hidden_layers is 1000000000, but there are only \d+ weights"):
+            command(folders / layout)
+
+
 def test_keys_of_a_layout_that_needs_its_config_are_refused_alone(folders):
     alone = shutil.copy(folders / "vit_mae" / "model.safetensors", folders / "alone.safetensors")
-    with pytest.raises(CheckpointError, match="its keys are those of the vit_mae layout: name the folder"):
+    with pytest.raises(CheckpointError, match="its keys are those of the vit_mae layout: pass the folder"):
         read_source(alone)
     (folders / "vit_mae" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"contains no readable config.json"):
@@ -137,7 +146,7 @@ def test_keys_of_a_layout_that_needs_its_config_are_refused_alone(folders):
 def test_weights_doubled_under_another_layout_are_refused(reference, tiny_weights, tmp_path):
     tiny_weights["mae.cls_token"] = tiny_weights["cls_token"]
     torch.save({"model": tiny_weights}, tmp_path / "doubled.pth")
-    with pytest.raises(CheckpointError, match=r"two keys have the same meaning, mae.cls_token"):
+    with pytest.raises(CheckpointError, match=r"two keys of the file map to the same weight, mae.cls_token"):
         convert(tmp_path / "doubled.pth", tmp_path / "out", **HEADS)
 
 

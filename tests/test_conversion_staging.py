@@ -130,7 +130,7 @@ def test_old_folder_survives_whatever_interrupts_the_swap(tmp_path, monkeypatch)
     assert (kept / "config.json").read_text() == OLD
 
 
-def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, tmp_path):
+def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, tmp_path, monkeypatch):
     path = tmp_path / "deep" / "model.pth"
     with staged(path, one_file=True) as place:
         torch.save({"model": tiny_weights}, place)
@@ -146,7 +146,9 @@ def test_one_file_appears_whole_and_replaces_only_a_converted_one(tiny_weights, 
     with staged(path, overwrite=True, one_file=True) as place:
         place.write_bytes(b"new")
     assert path.read_bytes() == b"new" and len(list(path.parent.iterdir())) == 1
-    others = {"model": tiny_weights, "optimizer": {}}, {"model": {"fc.weight": torch.zeros(1)}}, tiny_weights
+    others = [{"model": tiny_weights, "optimizer": {}}, {"model": {"fc.weight": torch.zeros(1)}}, tiny_weights]
+    others.append({"state_dict": tiny_weights})  # of another trainer
+    monkeypatch.setattr("mae_hf.checkpoint._WRAPPERS", (("model", ""), ("state_dict", "")))
     for content in others:
         torch.save(content, path)
         with (
