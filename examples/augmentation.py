@@ -1,9 +1,9 @@
 """The augmentation of the official MAE training, without torchvision and timm.
 
 Pretraining uses `random_resized_crop` (with scale=(0.2, 1)) and a horizontal flip. Fine-tuning uses
-`random_resized_crop`, a horizontal flip and `rand_augment`, then, on the normalised pixels, `random_erasing` for each
-image and `mix` for each batch. Every random number comes from the `random.Random` argument: the same seed gives the
-same result.
+`random_resized_crop`, a horizontal flip and `rand_augment`, then, after normalisation by ImageNet's mean and standard
+deviation, `random_erasing` for each image and `mix` for each batch. Every random number comes from the `random.Random`
+argument: the same seed gives the same result.
 """
 
 import math
@@ -59,7 +59,7 @@ def random_box(width: int, height: int, rng: random.Random, area: Range, aspect:
         rng: Random number generator.
         area: Range of the area, as a fraction of the image.
         aspect: Range of the aspect ratio, width / height.
-        margin: Number of pixels by which the box is at least smaller than the image, in both directions.
+        margin: Minimum difference between the sides of the image and those of the box, in pixels.
     """
     for _ in range(TRIES):
         pixels = rng.uniform(*area) * width * height

@@ -2,9 +2,9 @@
 
     python examples/evaluate.py ./mae-finetuned-vit-base imagenet/val
 
-IMAGES contains a folder for each class. Folders with the names of the model's labels are matched by name. If no folder
-has the name of a label, but their numbers agree, they are matched in alphabetical order: the folders of ImageNet, in
-the order of the official scripts.
+IMAGES contains a folder for each class. If every folder has the name of one of the model's labels, folders and labels
+are matched by name. If none has, and there are as many folders as labels, they are matched in order: the alphabetical
+order of the folders of ImageNet is that of the labels in the official scripts.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def load(folder: str) -> MAEForImageClassification:
     """Load the classifier in eval mode.
 
     Raises:
-        ValueError: If the folder holds another class, whose head would be randomly initialised.
+        ValueError: If the folder contains a model of another class: the head would be randomly initialised.
     """
     found = (MAEConfig.from_pretrained(folder).architectures or ["no class"])[0]
     if found != "MAEForImageClassification":

@@ -9,9 +9,10 @@ The class is the one in the config of the folder or Hub repository:
     MAEForImageClassification  pixel_values        -> logits
     MAEForPreTraining          pixel_values, noise -> loss (if the mask ratio is not 0), logits, mask, ids_restore
 
-The file is in float32 and takes any number of images of the model's image size. It masks the patches with the largest
-noise, as many as the config's mask_ratio specifies. For a custom mask of as many patches, pass 1 for those and 0 for
-the others. Weights of more than 1.5 GB are stored in OUT.onnx.data; keep the two files together, and their names.
+The file is in float32 and accepts any number of images of the model's image size. The patches with the smallest noise
+stay visible, as many as the config's mask_ratio leaves. For a custom mask with the same number of masked patches, pass
+noise 1 for masked and 0 for visible patches. Weights of more than 1.5 GB are stored in OUT.onnx.data: keep both files
+in one folder, and do not rename them.
 
 Requires onnx, onnxscript and onnxruntime.
 """
@@ -102,7 +103,8 @@ def load(folder, encoder):
     """Load the model in eval mode, with "eager" attention, with which onnxruntime is faster than with "sdpa".
 
     Raises:
-        ValueError: If the folder has no class of mae_hf, a classifier where the encoder is wanted, or corrupt weights.
+        ValueError: If the folder contains no class of mae_hf, a classifier although `encoder` is set, or damaged
+            weights.
     """
     name = (MAEConfig.get_config_dict(folder)[0].get("architectures") or ["no class"])[0]
     if name not in CLASSES:

@@ -83,22 +83,38 @@ class FineTuning(Recipe):
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a pretrained model."})
     linear_probe: bool = field(default=False, metadata={"help": "Train only the head, on the class token."})
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "50 for large and huge, otherwise 100; linear probe: 90."}
+        default=None, metadata={"help": "Epochs: 100, large and huge 50; linear probe: 90, large and huge 50."}
     )
-    warmup_epochs: float | None = field(default=None, metadata={"help": "5; linear probe: 10."})
+    warmup_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs over which the learning rate rises from 0: 5; linear probe: 10."},
+    )
     base_learning_rate: float | None = field(
-        default=None, metadata={"help": "1e-3 for large and huge, otherwise 5e-4; linear probe: 0.1."}
+        default=None,
+        metadata={"help": "Learning rate for an effective batch of 256: 5e-4, large and huge 1e-3; linear probe: 0.1."},
     )
-    min_learning_rate: float | None = field(default=None, metadata={"help": "End of the cosine: 1e-6."})
-    weight_decay: float | None = field(default=None, metadata={"help": "0.05; linear probe: 0."})
-    layer_decay: float | None = field(default=None, metadata={"help": "0.75 for large and huge, otherwise 0.65."})
+    min_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate at the end of the cosine: 1e-6; linear probe: 0."}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Weight decay: 0.05; linear probe: 0."})
+    layer_decay: float | None = field(
+        default=None,
+        metadata={"help": "Layer-wise decay of the learning rate: 0.65, large and huge 0.75; linear probe: 1 (none)."},
+    )
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Half a cosine after the warmup."})
-    drop_path: float | None = field(default=None, metadata={"help": "0.2 for large, 0.3 for huge, otherwise 0.1."})
-    mixup: float | None = field(default=None, metadata={"help": "Alpha of mixup: 0.8."})
-    cutmix: float | None = field(default=None, metadata={"help": "Alpha of cutmix: 1.0."})
-    erasing: float | None = field(default=None, metadata={"help": "Probability of random erasing: 0.25."})
-    smoothing: float | None = field(default=None, metadata={"help": "Label smoothing: 0.1."})
-    rand_augment: bool | None = field(default=None, metadata={"help": "RandAugment, rand-m9-mstd0.5-inc1."})
+    drop_path: float | None = field(
+        default=None,
+        metadata={"help": "Stochastic depth rate of the last block: 0.1, large 0.2, huge 0.3; linear probe: 0."},
+    )
+    mixup: float | None = field(default=None, metadata={"help": "Alpha of mixup: 0.8; linear probe: 0 (none)."})
+    cutmix: float | None = field(default=None, metadata={"help": "Alpha of cutmix: 1.0; linear probe: 0 (none)."})
+    erasing: float | None = field(
+        default=None, metadata={"help": "Probability of random erasing: 0.25; linear probe: 0."}
+    )
+    smoothing: float | None = field(default=None, metadata={"help": "Label smoothing: 0.1; linear probe: 0."})
+    rand_augment: bool | None = field(
+        default=None, metadata={"help": "RandAugment, rand-m9-mstd0.5-inc1: true; linear probe: false."}
+    )
     min_crop: float = field(default=0.08, metadata={"help": "Minimum area of a random crop, as a fraction."})
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""A folder of images as a dataset whose randomness belongs to the sample, and the official evaluation transform."""
+"""A dataset of the images in a folder, with reproducible order and transforms; the official evaluation transform."""
 
 import logging
 import os
@@ -19,14 +19,14 @@ from mae_hf.training import seeded
 logger = logging.getLogger("examples.images")
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
-REPLACEMENTS = 100  # consecutive broken images after which training stops
+REPLACEMENTS = 100  # consecutive unreadable images after which training stops
 Transform = Callable[[Image.Image, Random], Tensor]
 
 
 class ImageFolder(torch.utils.data.Dataset):
     """The images of a folder, labelled with the names of its class folders if it has any.
 
-    Everything random about a sample, its position in the epoch and its transform, depends only on the seed, the epoch
+    Everything random about a sample, its position in the epoch and its transform, is determined by the seed, the epoch
     and its index. So it is the same for any number of processes and workers, and after resuming. Pass the dataset to
     `Trainer` with `train_sampling_strategy="sequential"`: the dataset shuffles itself, because accelerate's order
     starts over when several processes resume. `Trainer` calls `set_epoch` at the start of each epoch, also of an epoch
@@ -168,12 +168,12 @@ def crop_and_flip(image: Image.Image, rng: Random, size: tuple[int, int], min_cr
 def evaluation_transform(image: Image.Image, rng: Random, size: tuple[int, int]) -> Tensor:
     """Resize the shorter side to 256/224 of the size (above 224 pixels: to the size), bicubic, and crop the centre.
 
-    `preprocessor_config.json` specifies the same up to 224 pixels, but transformers may crop one pixel further up or
-    left where the margin is odd.
+    `preprocessor_config.json` specifies the same transform, but transformers crops one pixel further up or left if the
+    margin is 3, 7, 11, ... pixels, because it rounds half the margin down.
 
     Args:
         image: RGB image of any size.
-        rng: Unused: nothing is random.
+        rng: Not used: the transform is deterministic.
         size: (height, width) of the result in pixels.
 
     Returns:

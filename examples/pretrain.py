@@ -34,19 +34,20 @@ class PreTraining(Recipe):
     """Pretrain a masked autoencoder. Apart from --norm_pix_loss and the batch, the defaults are the official recipe."""
 
     model: str = field(
-        default="base", metadata={"help": f"{', '.join(PRESETS)}: randomly initialised; or a folder or Hub id."}
+        default="base",
+        metadata={"help": f"{', '.join(PRESETS)} (randomly initialised), or a folder or Hub id to continue from."},
     )
     config: str = field(default="{}", metadata={"help": "MAEConfig fields of a randomly initialised model, as JSON."})
     norm_pix_loss: bool | None = field(
-        default=None, metadata={"help": "Predict normalised pixels.", "nargs": "?", "const": True}
+        default=None, metadata={"help": "Predict per-patch normalised pixels.", "nargs": "?", "const": True}
     )
     mask: str = field(default="random", metadata={"help": "Masking strategy.", "choices": list(MASKS)})
     pictures: list[str] = field(default_factory=list, metadata={"help": "Images to save reconstructions of."})
-    picture_steps: int = field(default=1000, metadata={"help": "Steps between reconstructions, in OUT/pictures."})
-    num_train_epochs: float = field(default=800, metadata={"help": "The released weights: 1600."})
+    picture_steps: int = field(default=1000, metadata={"help": "Steps between reconstructions in OUT/pictures."})
+    num_train_epochs: float = field(default=800, metadata={"help": "Epochs; the released weights: 1600."})
     warmup_epochs: float = field(default=40, metadata={"help": "Epochs over which the learning rate rises from 0."})
     base_learning_rate: float = field(default=1.5e-4, metadata={"help": "Learning rate for an effective batch of 256."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of all weights except biases and norms."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, except for biases and norms."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
 
     def __post_init__(self):
@@ -72,7 +73,7 @@ class SaveReconstructions(TrainerCallback):
     def on_train_begin(self, args, state, control, model, **kwargs):
         if not isinstance(model, MAEForPreTraining):
             raise ValueError(
-                f"--pictures does not work with {type(model).__name__}: leave it out, or --torch_compile under FSDP"
+                f"--pictures does not work with {type(model).__name__}: omit --pictures or, with FSDP, --torch_compile"
             )
 
     def on_step_end(self, args, state, control, model, **kwargs):

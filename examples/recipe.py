@@ -34,7 +34,7 @@ class Recipe(TrainingArguments):
     images: str | None = field(default=None, metadata={"help": "Folder of images to train on."})
     validation: str | None = field(default=None, metadata={"help": "Folder of images to evaluate on."})
     base_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate for an effective batch of 256."})
-    learning_rate: float | None = field(default=None, metadata={"help": "Instead of the scaled base learning rate."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Learning rate; overrides base_learning_rate."})
     warmup_epochs: float = field(default=0, metadata={"help": "Epochs over which the learning rate rises from 0."})
     min_crop: float = field(default=0.2, metadata={"help": "Minimum area of a random crop, as a fraction."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
@@ -44,13 +44,13 @@ class Recipe(TrainingArguments):
     dataloader_num_workers: int = field(default=min(10, os.cpu_count() or 1), metadata={"help": "Workers per process."})
     dataloader_pin_memory: bool = field(default=torch.accelerator.is_available(), metadata={"help": "Pin memory."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch."})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Not needed: every weight is used."})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Not needed: no parameter is unused."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device in evaluation."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
     save_total_limit: int = field(default=2, metadata={"help": "Number of checkpoints to keep."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two log entries."})
     hub_strategy: str = field(default="end", metadata={"help": "When --push_to_hub pushes: end, every_save ..."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate at the start: finds broken images."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before training: finds unreadable images."})
 
     def __post_init__(self):
         if self.images is None:
@@ -122,7 +122,10 @@ class RecipeTrainer(Trainer):
 
 
 class StopAtNaN(TrainerCallback):
-    """Stop when the loss or a weight is NaN or infinite, before it is saved; so each checkpoint has a log entry."""
+    """Stop training when the loss or a weight is NaN or infinite, before such weights are saved.
+
+    Every checkpoint gets a log entry: the loss is checked when it is logged.
+    """
 
     def on_step_end(self, args, state, control, model, **kwargs):
         if control.should_save:
@@ -222,8 +225,8 @@ def main(recipe_class: type[Recipe], run: Callable[[Recipe], None], arguments: l
         arguments: Command line; that of the process if None.
 
     Returns:
-        The exit status: 0, or 1 if the arguments or the data are wrong. Then one line on standard error says why, or
-        with `--log_level debug` the whole traceback.
+        The exit status: 0 on success; 1 if the arguments or the data are invalid, with one line on standard error or,
+        with `--log_level debug`, the traceback.
     """
     transformers.utils.logging.disable_progress_bar()  # for file operations; the one for training steps stays
     log_to_terminal()

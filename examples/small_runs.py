@@ -176,7 +176,7 @@ PARTS = {"photographs": photographs, "digits": digits}
 def main(arguments: list[str] | None = None) -> None:
     """Run with command line arguments."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=PARTS, help="one of the two")
+    parser.add_argument("--only", choices=PARTS, help="run only this part")
     parser.add_argument("--work", type=Path, default=Path("runs"), metavar="DIR", help="folder of data and runs")
     parser.add_argument("--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of figures")
     options = parser.parse_args(arguments)

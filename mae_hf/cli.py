@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `mae-hf`.
 
     Returns:
-        Exit status: 0 done, 1 the input is wrong (one line on standard error). Wrong usage exits with 2.
+        Exit status: 0 on success; 1 on an error, an interruption or a failed `verify`, with one line on standard error.
+        Wrong usage exits with 2.
     """
     parser = argparse.ArgumentParser(prog="mae-hf", description="Masked Autoencoders for the Hugging Face ecosystem.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -65,11 +66,16 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def _add_reconstruct(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("reconstruct", help="mask patches of images and let a model fill them in")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="with a decoder")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="model with a decoder")
     parser.add_argument("--output", required=True, metavar="out.png", help="one labelled figure of all images")
-    parser.add_argument("--mask-ratio", type=float, default=DEFAULT_MASK_RATIO, help="(default: %(default)s)")
-    parser.add_argument("--mask", choices=MASKS, default="random", help="strategy of Table 1f (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+    parser.add_argument(
+        "--mask-ratio",
+        type=float,
+        default=DEFAULT_MASK_RATIO,
+        help="fraction of patches to mask (default: %(default)s)",
+    )
+    parser.add_argument("--mask", choices=MASKS, default="random", help="masking strategy (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: %(default)s)")
     parser.set_defaults(command=_reconstruct)
 
 
@@ -93,7 +99,7 @@ def load_with_decoder(name: str) -> MAEForPreTraining:
     """Load a pretraining model from a folder or the Hub.
 
     Raises:
-        ValueError: If there is no such model, or it has no decoder; the message names the released files that have one.
+        ValueError: If there is no such model, or it has no decoder; the message lists the released files that have one.
     """
     try:
         with warnings.catch_warnings():
@@ -115,7 +121,7 @@ def load_with_decoder(name: str) -> MAEForPreTraining:
 
 
 def _processor(name: str, config: MAEConfig) -> BitImageProcessorPil:
-    """The processor saved with the model, otherwise the official transform for its size."""
+    """Return the processor saved with the model or, if there is none, the official transform for its size."""
     try:
         return BitImageProcessorPil.from_pretrained(name)
     except OSError:

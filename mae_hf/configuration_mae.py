@@ -1,4 +1,4 @@
-"""Configuration of masked autoencoders, and the sizes that can be built by name."""
+"""Configuration of masked autoencoders, and the presets (named sizes)."""
 
 import dataclasses
 import difflib
@@ -101,9 +101,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         decoder_num_attention_heads: Attention heads of the decoder.
         decoder_intermediate_size: Width inside the MLPs of the decoder.
         mask_ratio: Fraction of patches that `MAEForPreTraining` masks, in [0, 1).
-        norm_pix_loss: Predict patches normalised by their own mean and standard deviation (section 3, table 1d).
-        pooling: What `MAEModel` returns as `pooler_output` and a classifier reads: the mean of the patch tokens,
-            "mean", or the class token, "cls".
+        norm_pix_loss: Predict per-patch normalised pixels, that is, patches normalised by their own mean and standard
+            deviation (section 3, table 1d).
+        pooling: `pooler_output` of `MAEModel` and input of a classifier's head: the mean of the patch tokens, "mean",
+            or the class token, "cls".
         linear_probe: Build the head of the paper's linear probe in `MAEForImageClassification`, and freeze all else.
         apply_layernorm: Apply the encoder's final norm to the feature maps of `MAEBackbone`, those of earlier blocks
             included.
@@ -112,7 +113,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         out_indices: The same as indices, 0 for "stem"; specify one of the two.
 
     Raises:
-        ValueError: If a value has a wrong type or is out of range; the message names the field and the value.
+        ValueError: If a value has a wrong type or is out of range; the message states the field and the value.
     """
 
     model_type = "mae"
@@ -174,7 +175,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "MAEConfig":
-        """Return the configuration of a named size.
+        """Return the configuration of a preset (a named size).
 
         Args:
             name: A size of the paper, "base" (ViT-B/16), "large" (ViT-L/16) or "huge" (ViT-H/14); or "tiny" (ViT-Ti/16)
@@ -257,7 +258,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         return grid_of(self.image_size, self.patch_size)
 
     def check_fields(self) -> None:
-        """Raise `ValueError`, naming field and value, if a value has a wrong type, is out of range or does not fit."""
+        """Raise `ValueError`, with field and value, if a value has a wrong type, is out of range or does not fit."""
         if isinstance(self.image_size, list):  # JSON has no tuples
             self.image_size = tuple(self.image_size)
         for name in _COUNTS:

@@ -104,7 +104,9 @@ class MAEDecoder(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
-        """Initialise the mask token and the position embeddings; values loaded by transformers are kept.
+        """Initialise the mask token and the position embeddings.
+
+        `transformers.initialization` skips parameters that were loaded from a checkpoint.
 
         Args:
             std: Standard deviation of the mask token; 0.02 officially (`initialize_weights` in models_mae.py).

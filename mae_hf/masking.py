@@ -15,7 +15,7 @@ from torch import Tensor
 
 DEFAULT_MASK_RATIO = 0.75  # section 4.1, figure 5
 _MIN_BLOCK = 16  # patches: Bao et al. 2021, algorithm 1
-_MIN_ASPECT = 0.3  # height by width, as above
+_MIN_ASPECT = 0.3  # height / width; the maximum is 1 / 0.3 (same algorithm)
 
 
 class MaskingOutput(NamedTuple):
@@ -35,13 +35,14 @@ def random_masking(tokens: Tensor, mask_ratio: float, noise: Tensor | None = Non
     Args:
         tokens: Patch tokens without the class token, `(B, L, D)`.
         mask_ratio: Fraction of patches to mask, in [0, 1).
-        noise: Sort keys `(B, L)` of any dtype, the smallest are kept; uniform in [0, 1) if None.
+        noise: `(B, L)`, any dtype; the patches with the smallest values stay visible. Uniform in [0, 1) if None.
 
     Returns:
         `x_masked` `(B, L_keep, D)` with `L_keep = int(L * (1 - mask_ratio))`, `mask` and `ids_restore` `(B, L)`.
 
     Raises:
-        ValueError: If `mask_ratio` is outside [0, 1) or leaves no patch visible, or `noise` is not `(B, L)` or has NaN.
+        ValueError: If `mask_ratio` is outside [0, 1) or leaves no patch visible, or `noise` is not `(B, L)` or contains
+            NaN (checked on the CPU only).
 
     Source: `MaskedAutoencoderViT.random_masking` in facebookresearch/mae.
     """
@@ -55,7 +56,7 @@ def random_masking(tokens: Tensor, mask_ratio: float, noise: Tensor | None = Non
 
 
 def masking_from_bool(tokens: Tensor, bool_masked_pos: Tensor) -> MaskingOutput:
-    """Keep the patches that a given mask leaves visible, in image order.
+    """Apply a custom mask: keep its visible patches, in image order.
 
     Args:
         tokens: Patch tokens without the class token, `(B, L, D)`.
@@ -103,9 +104,9 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
 
 
 def check_noise(noise: Tensor, batch: int, length: int) -> None:
-    """Raise `ValueError` unless `noise` has the shape `(batch, length)` and no NaN, which has no place in an order.
+    """Raise `ValueError` unless `noise` has the shape `(batch, length)` and contains no NaN, which cannot be sorted.
 
-    NaN is only looked for on the CPU: on a GPU, each step would wait for the device.
+    NaN is checked on the CPU only: on a GPU, the check would synchronise with the device in every step.
     """
     if tuple(noise.shape) != (batch, length):
         raise ValueError(f"noise must have the shape {(batch, length)}, got {tuple(noise.shape)}")
@@ -134,11 +135,11 @@ def random_noise(
     Args:
         batch_size: `B`.
         grid_size: `(h, w)` in patches.
-        mask_ratio: Unused: the model keeps the smallest noise by its own mask ratio.
+        mask_ratio: Not used here: pass the same `mask_ratio` to `forward`, which otherwise uses `config.mask_ratio`.
         generator: Random number generator; PyTorch's default one if None.
 
     Returns:
-        `(B, L)`, uniform in [0, 1): for `noise`.
+        The argument `noise` of `forward`, `(B, L)`, uniform in [0, 1).
     """
     return torch.rand(batch_size, math.prod(grid_size), generator=generator)
 
@@ -161,7 +162,7 @@ def block_masking(
         generator: Random number generator; PyTorch's default one if None.
 
     Returns:
-        `(B, L)` bool, True is masked: for `bool_masked_pos`.
+        The argument `bool_masked_pos` of `forward`, `(B, L)` bool, True is masked.
 
     Raises:
         ValueError: If `mask_ratio` is outside [0, 1) or leaves no patch visible.
@@ -202,13 +203,13 @@ def grid_masking(
         grid_size: `(h, w)` in patches.
         mask_ratio: `1 - 1 / (s * s)` for an integer `s` from 1 to the shorter side of the grid, to within 0.001: 0,
             0.75, 0.889, 0.938, ... Where `s` does not divide a side, slightly fewer patches are masked.
-        generator: Unused: nothing is random.
+        generator: Not used: the mask is deterministic.
 
     Returns:
-        `(B, L)` bool, True is masked, the same in every row: for `bool_masked_pos`.
+        The argument `bool_masked_pos` of `forward`, `(B, L)` bool, True is masked, the same in every row.
 
     Raises:
-        ValueError: If `mask_ratio` is outside [0, 1), or is none of these ratios; the message names the nearest.
+        ValueError: If `mask_ratio` is outside [0, 1), or is none of these ratios; the message lists the nearest.
     """
     step = _grid_step(grid_size, mask_ratio)
     masked = torch.ones(grid_size, dtype=torch.bool)
@@ -239,10 +240,14 @@ def _grid_ratio(step: int) -> float:
 
 
 MaskFunction = Callable[[int, tuple[int, int], float, torch.Generator | None], Tensor]
-"""Draws masks from `(batch_size, grid_size, mask_ratio, generator)`: `(B, L)`, bool (True is masked) or noise."""
+"""Signature of a masking strategy: `(batch_size, grid_size, mask_ratio, generator)` to a mask or noise, `(B, L)`.
+
+A mask is bool, True is masked, with the same number of masked patches in every row and every draw. Noise is floating
+point; the patches with the smallest values stay visible. All randomness comes from `generator`.
+"""
 
 MASKS: dict[str, MaskFunction] = {"random": random_noise, "block": block_masking, "grid": grid_masking}
-"""Every masking strategy by its name; read it through `draw_masks`."""
+"""The masking strategies by name; `draw_masks` calls one of them."""
 
 
 def draw_masks(
@@ -252,7 +257,7 @@ def draw_masks(
     mask_ratio: float,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Draw masks by the name of a strategy.
+    """Draw masks with the strategy of a name.
 
     Args:
         strategy: A key of `MASKS`.
@@ -262,11 +267,11 @@ def draw_masks(
         generator: Random number generator; PyTorch's default one if None.
 
     Returns:
-        The keyword argument of the models' `forward`: `noise` `(B, L)`, to be passed with the same `mask_ratio`, or
+        A keyword argument for the models' `forward`: `noise` `(B, L)`, to be passed with the same `mask_ratio`, or
         `bool_masked_pos` `(B, L)`.
 
     Raises:
-        ValueError: If the strategy is unknown, or `mask_ratio` is not possible with it.
+        ValueError: If the strategy is unknown or rejects `mask_ratio`; "random" leaves this check to `forward`.
     """
     if strategy not in MASKS:
         raise ValueError(f"unknown masking strategy {strategy!r}; known: {', '.join(MASKS)}")

@@ -59,7 +59,7 @@ class MAEForPreTrainingOutput(ModelOutput):
 
     Attributes:
         loss: Mean squared error over the masked patches; None if no patch is masked.
-        logits: Predicted pixels of all patches in image order, `(B, L, P * P * C)`; normalised per patch if the model
+        logits: Predicted pixels of all patches in image order, `(B, L, P * P * C)`; per-patch normalised if the model
             was trained with `norm_pix_loss`.
         mask: `(B, L)`, 0 visible, 1 masked.
         ids_restore: `(B, L)`, position of each patch in the shuffled order.
@@ -78,15 +78,15 @@ class MAEForPreTrainingOutput(ModelOutput):
 class MAEModel(MAEPreTrainedModel):
     """The encoder with patch embedding, class token and position embeddings: features of images or visible patches.
 
-    It does not mask unless `mask_ratio`, `noise` or `bool_masked_pos` is passed, whatever `config.mask_ratio` is; the
-    features are then in image order and, in eval mode, deterministic.
+    It masks only if `mask_ratio`, `noise` or `bool_masked_pos` is passed, whatever `config.mask_ratio` is. Without
+    masking, the features are in image order and, in eval mode, deterministic.
 
     Args:
         config: Configuration.
         final_norm: Normalise the tokens after the last block; classifiers with mean pooling normalise after pooling.
     """
 
-    # folders of the other models have them
+    # checkpoints of the other models contain these, and the encoder does not use them
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^head\."]
 
     def __init__(self, config: MAEConfig, final_norm: bool = True) -> None:
@@ -130,8 +130,8 @@ class MAEModel(MAEPreTrainedModel):
 
         Args:
             pixel_values: Images, `(B, C, H, W)`, normalised by the image processor.
-            noise: `(B, L)`; the patches with the largest values are masked, by `mask_ratio` (None:
-                `config.mask_ratio`).
+            noise: `(B, L)`; the patches with the smallest values stay visible, as many as `mask_ratio` (if None,
+                `config.mask_ratio`) leaves.
             interpolate_pos_encoding: Accept images of another size, with position embeddings interpolated for this
                 call.
             mask_ratio: Fraction of patches to mask, in [0, 1).
@@ -245,7 +245,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
         Args:
             pixel_values: Images, `(B, C, H, W)`, normalised by the image processor.
-            noise: `(B, L)`; the patches with the largest values are masked. Random if None.
+            noise: `(B, L)`; the patches with the smallest values stay visible. Random if None.
             interpolate_pos_encoding: Accept images of another size, with position embeddings interpolated for this
                 call.
             mask_ratio: Fraction of patches to mask, in [0, 1); `config.mask_ratio` if None.
@@ -308,14 +308,15 @@ class MAEForPreTraining(MAEPreTrainedModel):
 class MAEForImageClassification(MAEPreTrainedModel):
     """The encoder with a classification head, for fine-tuning and linear probing (section 4.1, appendices A.1 and A.2).
 
-    The head reads the mean of the patch tokens, normalised after pooling (`fc_norm`), or the normalised class token, by
-    `config.pooling`. With `config.linear_probe`, the head is a batch norm without weights and a linear layer, and only
-    that layer is trainable. Otherwise everything is trainable, including the position embeddings.
+    The input of the head is the mean of the patch tokens, normalised after pooling (`fc_norm`), or the normalised class
+    token, as `config.pooling` specifies. With `config.linear_probe`, the head is a batch norm without weights and a
+    linear layer, and only that layer is trainable. Otherwise everything is trainable, including the position
+    embeddings.
 
     Source: `VisionTransformer` in models_vit.py and the head in main_linprobe.py of facebookresearch/mae.
     """
 
-    # folders of encoders and pretraining models have them; mean pooling does not use the encoder's norm
+    # checkpoints of pretraining models contain a decoder; with mean pooling, the encoder's norm is not used
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?encoder\.norm\."]
 
     def __init__(self, config: MAEConfig) -> None:
@@ -390,7 +391,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     needed.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(mae\.)?encoder\.norm\."]  # unused without `apply_layernorm`
+    _keys_to_ignore_on_load_unexpected = [r"^(mae\.)?encoder\.norm\."]  # not used without `apply_layernorm`
 
     def __init__(self, config: MAEConfig) -> None:
         super().__init__(config)

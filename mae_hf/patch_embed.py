@@ -40,7 +40,7 @@ def square_grid(num_patches: int) -> tuple[int, int]:
     """
     side = math.isqrt(max(num_patches, 0))
     if side < 1 or side * side != num_patches:
-        raise ValueError(f"{num_patches} patches do not make a square image: specify the image size")
+        raise ValueError(f"{num_patches} patches do not form a square image: specify the image size")
     return side, side
 
 

@@ -54,9 +54,9 @@ class MAEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module like the official code (appendix A.1; `initialize_weights` in models_mae.py).
 
-        Linear layers and the patch projection, seen as a matrix, are Xavier uniform with zero biases; the official code
-        leaves the bias of the patch projection at PyTorch's default. Norms are transformers' default. The functions of
-        `initialization` do not change loaded weights.
+        Linear layers and the patch projection, viewed as a matrix, have Xavier uniform weights and zero biases; the
+        official code leaves the bias of the patch projection at PyTorch's default. Norms have transformers' default.
+        `transformers.initialization` skips parameters that were loaded from a checkpoint.
         """
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
@@ -74,21 +74,21 @@ class MAEPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load weights and config from a folder or the Hub, like every model of transformers.
 
-        Weights that are frozen in a newly built model, such as position embeddings in pretraining, are frozen again:
-        transformers makes every loaded weight trainable.
+        Parameters that are frozen in a model built from a config, such as position embeddings in pretraining, are
+        frozen again, because transformers makes every loaded parameter trainable.
 
         Warns:
             UntrainedWeightsWarning: If the decoder or the final norm is missing in the checkpoint.
 
         Raises:
             RuntimeError: If sizes of weights do not match, unless `ignore_mismatched_sizes=True` is passed.
-            ValueError: If the name is that of a checkpoint file, the config is that of another model, or the weights
-                are for another image size (see `set_image_size`).
+            ValueError: If a checkpoint file is passed, the config belongs to another model, or the weights are for
+                another image size (see `set_image_size`).
         """
         name = pretrained_model_name_or_path
         _refuse_file(name)
         ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False)
-        # sizes are checked below: transformers' error names neither key nor size
+        # sizes are checked below: transformers' error states neither keys nor sizes
         loaded: Any = super().from_pretrained(
             name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -108,7 +108,7 @@ class MAEPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
     def _untrained_part(self, missing_keys: set[str]) -> str | None:
-        """Hook for a model that loads without one of its parts: the text of the warning, None if nothing is missing."""
+        """Return a warning if the checkpoint lacks a part of the model, else None; a hook for subclasses."""
         return None
 
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
@@ -136,7 +136,7 @@ class MAEPreTrainedModel(PreTrainedModel):
 
 
 def check_image_size(config: MAEConfig, stored: dict[str, Any]) -> None:
-    """Reject another image size than that of the stored config: an equal number of patches would hide the mismatch.
+    """Reject a change of the stored image size: an equal number of patches (224x224, 112x448) would hide the mismatch.
 
     Raises:
         ValueError: If the image sizes of `config` and `stored` differ.
@@ -161,7 +161,7 @@ def _stored_config(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_file(name: Any) -> None:
-    """Raise if the name is that of a checkpoint file; one that does not exist is known by its extension."""
+    """Raise `ValueError` for a checkpoint file: an existing file, or a name that ends in `.pth`."""
     if not isinstance(name, (str, os.PathLike)) or os.path.isdir(name):
         return
     if os.path.isfile(name) or os.fspath(name).endswith(".pth"):
@@ -172,7 +172,7 @@ def _refuse_file(name: Any) -> None:
 
 
 def _refuse_mismatched_sizes(mismatched: set[tuple[str, Any, Any]]) -> None:
-    """Raise `RuntimeError`, naming keys and both sizes, if weights have another size than in the model."""
+    """Raise `RuntimeError`, with keys and both sizes, if weights have another size than in the model."""
     lines = [
         f"{key}: {tuple(found)} in the checkpoint, {tuple(expected)} in the model"
         for key, found, expected in mismatched

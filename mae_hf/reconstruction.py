@@ -19,7 +19,9 @@ from .masking import draw_masks
 from .modeling_mae import MAEForPreTraining
 from .patch_embed import patchify, unpatchify
 
-NORMALISED_NOTE = "model of normalised pixels: shown with the mean and standard deviation of each original patch"
+NORMALISED_NOTE = (
+    "the model predicts per-patch normalised pixels: shown with the mean and standard deviation of each original patch"
+)
 _GAP = 8  # pixels between panels
 _PANEL = 224  # smallest width of a panel, in pixels
 _MAX_ASPECT = 1000  # longer side of an image divided by the shorter one
@@ -74,9 +76,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if max(image.size) > _MAX_ASPECT * min(image.size):  # resizing it would need gigabytes
         raise ValueError(f"an image of {size} is too thin: crop it first")
     image = ImageOps.exif_transpose(image)
-    if (
-        "transparency" in image.info
-    ):  # one colour means transparent: show that colour; the processor would make it white
+    if "transparency" in image.info:  # a transparent colour: kept in `info`, the image processor would make it white
         image = image.convert("RGBA")
     return image.convert("RGB")
 
@@ -93,8 +93,9 @@ def reconstruct(
 ) -> Reconstruction:
     """Mask patches of an image and let the model predict them.
 
-    A model of normalised pixels predicts patches without their brightness and contrast. Its output is shown with the
-    mean and standard deviation of the original patches, which a masked patch would not reveal.
+    A model trained with `norm_pix_loss` predicts per-patch normalised pixels: patches without their brightness and
+    contrast. They are shown with the mean and standard deviation of the original patches, although the model does not
+    see those of masked patches.
 
     Args:
         model: Model with a trained decoder, for images of three channels.
@@ -105,11 +106,13 @@ def reconstruct(
         processor: Image processor; `image_processor(model.config)` if None.
 
     Returns:
-        Original, masked, reconstruction, and reconstruction pasted into the visible patches.
+        The original, the masked image, the reconstruction, and the reconstruction with the original visible patches
+        pasted in.
 
     Raises:
-        ValueError: If the model has no decoder, was loaded from encoder-only weights and its decoder is untrained, or
-            expects other than three channels; if the image cannot be read, or an argument is invalid.
+        ValueError: If the model has no decoder, an untrained one (because it was loaded from encoder-only weights), or
+            a number of channels other than three; if the image cannot be read, or an argument is invalid.
+        OSError: If the image file does not exist.
     """
     config = model.config
     _check_model(model)
@@ -138,12 +141,12 @@ def reconstruct(
 
 def _check_model(model: MAEForPreTraining) -> None:
     if not isinstance(model, MAEForPreTraining):
-        raise ValueError(f"reconstruct needs a MAEForPreTraining, with a decoder, got {type(model).__name__}")
+        raise ValueError(f"model must be a MAEForPreTraining, which has a decoder, got {type(model).__name__}")
     loaded_from = model.config.architectures or ["MAEForPreTraining"]
     if "MAEForPreTraining" not in loaded_from and model.decoder.is_untrained:
         raise ValueError(f"the decoder of this model is untrained: the model was loaded from {NO_DECODER}")
     if (channels := model.config.num_channels) != 3:
-        raise ValueError(f"an RGB image needs 3 channels, the model has {channels}: use model.unpatchify on its logits")
+        raise ValueError(f"the model must have 3 channels, got {channels}: call model.unpatchify on its logits instead")
 
 
 def _to_image(pixels: Tensor, processor: Any) -> Image.Image:

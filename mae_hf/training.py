@@ -1,4 +1,4 @@
-"""Masks that depend on the sample alone, and parameter groups for layer-wise learning rate decay.
+"""Masks determined by seed, epoch and sample index; parameter groups for layer-wise learning rate decay.
 
 `MAEForPreTraining` and `MAEForImageClassification` train with transformers' `Trainer` unchanged.
 """
@@ -24,7 +24,7 @@ def seeded(*parts: int | str | None) -> random.Random:
 
 
 class MaskingCollator:
-    """Stack samples to a batch, and draw the mask of each sample from a seed, the epoch and the sample's index.
+    """Stack samples into a batch, and draw the mask of each sample from a seed, the epoch and the sample's index.
 
     Masks differ between samples and between epochs. They do not depend on the number of processes and workers, nor on
     whether a run was resumed.
@@ -35,7 +35,7 @@ class MaskingCollator:
         seed: Seed of the masks.
 
     Raises:
-        ValueError: If the strategy is unknown, or the mask ratio is not possible with it.
+        ValueError: If the strategy is unknown or rejects the mask ratio.
     """
 
     def __init__(self, config: MAEConfig, mask: str = "random", seed: int = 0) -> None:
@@ -53,7 +53,7 @@ class MaskingCollator:
                 epoch is None, as in evaluation, a sample has the same mask each time.
 
         Returns:
-            "pixel_values" `(B, C, H, W)`, and "noise" `(B, L)`, uniform in [0, 1), for random masking, else
+            "pixel_values" `(B, C, H, W)`, and the masks as the strategy returns them: "noise" `(B, L)`, or
             "bool_masked_pos" `(B, L)`, True is masked.
         """
         masks = [self._draw(sample["epoch"], sample["index"]) for sample in samples]

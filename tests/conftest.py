@@ -16,14 +16,32 @@ from tests.helpers import REFERENCE, TINY
 from tests.helpers.hub_server import hub_server
 
 logging.disable_progress_bar()
-MINUTES = {  # that the longest files take on one core
+MINUTES = {  # on one core, of the longest files
     "versions": 12,
     "conversion_layouts": 6,
+    "documents": 3.5,
+    "small_runs": 3,
+    "pretrain": 2.5,
+    "against_official_full": 2.3,
+    "pretrain_processes": 2.1,
+    "compile": 1.6,
+    "packaging": 1.3,
+    "parity": 1.2,
+    "conversion_hub": 1,
+    "conversion_mutations": 1,
+    "finetune": 1,
+    "benchmarks": 1,
+    "export_onnx": 0.8,
+    "hub": 0.7,
+    "conversion_killed": 0.7,
+    "against_vit_mae": 0.6,
+    "auto_classes": 0.5,
+    "with_quantisation": 0.5,
 }
 
 
 def pytest_collection_modifyitems(items):
-    """Put the longest files first: workers get a file at a time, in this order, and finish together after short ones."""
+    """Put the longest files first: workers take one file after the other, and the short ones even out their ends."""
     items.sort(key=lambda item: -MINUTES.get(item.path.stem.removeprefix("test_"), 0))
 
 

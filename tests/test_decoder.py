@@ -67,7 +67,7 @@ def test_position_embeddings_are_interpolated_for_one_call_or_permanently():
 
 
 def test_number_of_patches_must_fit_the_grid():
-    with pytest.raises(ValueError, match="6 patches do not make a square image"):
+    with pytest.raises(ValueError, match="6 patches do not form a square image"):
         MAEDecoder(24, 16, 6, patch_size=4)
     with pytest.raises(ValueError, match=r"grid_size \(2, 2\) does not match num_patches 6"):
         MAEDecoder(24, 16, 6, patch_size=4, grid_size=(2, 2))

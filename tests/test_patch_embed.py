@@ -28,7 +28,7 @@ def test_patchify_and_unpatchify_equal_the_official_ones(golden):
         (lambda: patchify(torch.zeros(3, 32, 32), 8), r"\(B, C, H, W\), got \(3, 32, 32\)"),
         (lambda: unpatchify(torch.zeros(1, 16, 191), 8), r"P = 8, got \(1, 16, 191\)"),
         (lambda: unpatchify(torch.zeros(16, 192), 8), r"\(B, L, P \* P \* C\)"),
-        (lambda: unpatchify(torch.zeros(1, 15, 192), 8), "15 patches do not make a square"),
+        (lambda: unpatchify(torch.zeros(1, 15, 192), 8), "15 patches do not form a square"),
         (lambda: unpatchify(torch.zeros(1, 16, 192), 8, (32, 64)), "an image of 4x8 patches needs 32 patches, got 16"),
         (lambda: PatchEmbed(30, 8), "30x30 is not divisible by the patch size 8"),
         (lambda: PatchEmbed(32, 8)(torch.zeros(1, 4, 32, 32)), r"\(B, 3, H, W\), got \(1, 4, 32, 32\)"),

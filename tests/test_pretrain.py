@@ -333,7 +333,7 @@ def test_images_to_reconstruct_that_cannot_be_opened_are_refused_before_training
 
 def test_reconstructions_by_a_wrapped_model_are_refused_before_training(images):
     callback = SaveReconstructions([images / "03.png"], 1)
-    with pytest.raises(ValueError, match="--pictures does not work with Linear: leave it out"):
+    with pytest.raises(ValueError, match="--pictures does not work with Linear: omit --pictures"):
         callback.on_train_begin(None, None, None, model=torch.nn.Linear(1, 1))
 
 

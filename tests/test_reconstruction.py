@@ -98,7 +98,7 @@ def test_images_of_other_modes_are_converted(tiny_model, photograph, mode):
 
 
 def test_wrong_input_is_refused(tiny_model, photograph, tmp_path):
-    with pytest.raises(ValueError, match="needs a MAEForPreTraining, with a decoder, got MAEModel"):
+    with pytest.raises(ValueError, match="must be a MAEForPreTraining, which has a decoder, got MAEModel"):
         reconstruct(tiny_model().mae, photograph)
     with pytest.raises(ValueError, match="unknown masking strategy 'blok'; known: random, block, grid"):
         reconstruct(tiny_model(), photograph, mask="blok")
@@ -114,7 +114,7 @@ def test_wrong_input_is_refused(tiny_model, photograph, tmp_path):
     with pytest.raises(ValueError, match="image must be a PIL image or a file name, got Tensor"):
         reconstruct(tiny_model(), torch.zeros(3, 32, 32))
     config = MAEConfig(num_channels=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    with pytest.raises(ValueError, match="an RGB image needs 3 channels, the model has 4"):
+    with pytest.raises(ValueError, match="the model must have 3 channels, got 4"):
         reconstruct(MAEForPreTraining(config), photograph)
 
 

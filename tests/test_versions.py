@@ -8,7 +8,7 @@ import torch
 from tests.helpers import ROOT, run_program, run_python
 from tests.helpers.borrowed_environment import borrowed_environment
 
-# Besides the fast tests. What does not work of PEFT and accelerate, README lists.
+# Besides the fast tests. docs/versions.md lists which features of PEFT and accelerate need a newer transformers.
 HEAVY = ["attention", "compile", "export_onnx"]
 
 

@@ -40,10 +40,10 @@ class MaskedAutoencoder(nn.Module):
         mlp_ratio: Width inside the MLPs divided by the width outside.
         norm_layer: `nn.LayerNorm`, or a `partial` of it that sets `eps`. All official models are built with 1e-6, the
             default here; the official constructor itself defaults to PyTorch's 1e-5: pass `nn.LayerNorm` for that.
-        norm_pix_loss: Predict normalised patches.
+        norm_pix_loss: Predict per-patch normalised pixels.
 
     Raises:
-        ValueError: If a value is invalid; the message names the config field.
+        ValueError: If a value is invalid; the message states the config field.
     """
 
     def __init__(

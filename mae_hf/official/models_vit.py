@@ -24,7 +24,7 @@ class VisionTransformer(nn.Module):
     the parts of a `MAEForImageClassification` built from `config`, with its initialisation.
 
     Args:
-        global_pool: Pool the mean of the patch tokens and normalise it (`fc_norm`), instead of the class token.
+        global_pool: Classify the mean of the patch tokens, normalised by `fc_norm`, instead of the class token.
         img_size: Side or `(H, W)` of the images, in pixels.
         patch_size: Patch side in pixels.
         in_chans: Number of channels.
@@ -41,10 +41,10 @@ class VisionTransformer(nn.Module):
 
     Attributes:
         num_classes: Outputs of the head; 0 for features.
-        num_features: Width of what the head reads; so is `embed_dim`.
+        num_features: Number of input features of the head; `embed_dim` is the same.
 
     Raises:
-        ValueError: If a value is invalid; the message names the config field.
+        ValueError: If a value is invalid; the message states the config field.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class VisionTransformer(nn.Module):
         return self.head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Compute what the head reads, `(B, D)`, from images `(B, C, H, W)`."""
+        """Compute the input of the head, `(B, D)`, from images `(B, C, H, W)`."""
         check_size(x, self.patch_embed)
         x = self.patch_embed(x)  # B C H W -> B L D
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed  # B 1+L D
