@@ -6,8 +6,9 @@ model card, `releases` knows the released files, `commands` is the command line.
 """
 
 from mae_hf.checkpoint import CheckpointError
+from mae_hf.hub import push
 
-from .convert import convert, push, verify
+from .convert import convert, verify
 from .source import Converted, inspect
 
 __all__ = ["CheckpointError", "Converted", "convert", "inspect", "push", "verify"]

@@ -12,14 +12,14 @@ from mae_hf.checkpoint import CheckpointError, read_checkpoint, read_config
 from mae_hf.decoder import NO_DECODER
 from mae_hf.remote_code import code_files
 
-from .inference import CLASSIFIERS, DESCRIPTIONS, NUM_IMAGENET_CLASSES, PRETRAINING, count_parameters
-from .layouts import recognise_layout
+from .inference import CLASSIFIERS, DESCRIPTIONS, ENCODER, NUM_IMAGENET_CLASSES, PRETRAINING, count_parameters
+from .layouts import LAYOUTS, recognise_layout
 from .releases import release_of_name
 from .source import Converted
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"  # beside this package, in a checkout and in a wheel
 TAGS = ["mae", "masked-autoencoder", "self-supervised-learning", "vision"]
-WITHOUT_DECODER = f"{{}} neither reconstructs nor gives a pretraining loss: {NO_DECODER}."
+WITHOUT_DECODER = f"{{}} neither reconstructs nor gives a pretraining loss: it has {NO_DECODER}."
 NORMALISED = (
     "It predicts patches without their brightness and contrast: images need the mean and standard deviation of each "
     "patch of the original."
@@ -57,6 +57,10 @@ def folder_card(done: Converted, weights: Mapping[str, Tensor]) -> ModelCard:
         converted_with=_MARK,
     )
     with_code = hasattr(config, "auto_map")
+    limits = {
+        PRETRAINING: [NORMALISED, NO_CLASSES] if config.norm_pix_loss else [NO_CLASSES],
+        ENCODER: [WITHOUT_DECODER.format("It"), NO_CLASSES],
+    }.get(done.kind, ["It does not reconstruct: it has a head instead of a decoder."])
     return ModelCard.from_template(
         data,
         template_path=str(CARDS / "template.md"),
@@ -71,16 +75,8 @@ def folder_card(done: Converted, weights: Mapping[str, Tensor]) -> ModelCard:
         with_code=with_code,
         auto_class=done.layout.auto_class(done.kind) if with_code else None,
         accuracy=accuracy,
-        limits=_limits(done),
+        limits=[*limits, *done.layout.limits],
     )
-
-
-def _limits(done: Converted) -> list[str]:
-    if done.kind in CLASSIFIERS:
-        return ["It does not reconstruct: it has a head instead of a decoder."]
-    if done.kind != PRETRAINING:
-        return [WITHOUT_DECODER.format("It"), NO_CLASSES]
-    return [*([NORMALISED] if done.config.norm_pix_loss else []), NO_CLASSES]
 
 
 def refuse_to_replace(destination: Path) -> str | None:
@@ -111,7 +107,8 @@ def _is_converted_file(file: Path) -> bool:
 
 
 def _is_converted_folder(folder: Path) -> bool:
-    with suppress(Exception):  # a card is written by hand and may hold anything
+    with suppress(Exception):  # card and config may hold anything
         data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
-        return bool(data.get("converted_with") == _MARK)
+        config = read_config(folder)
+        return data.get("converted_with") == _MARK and any(x.is_config(config) for x in LAYOUTS.values())
     return False

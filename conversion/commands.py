@@ -4,7 +4,9 @@ import argparse
 import re
 import sys
 
-from .convert import convert, push, verify
+from mae_hf.hub import push
+
+from .convert import convert, verify
 from .inference import PRETRAINING
 from .layouts import LAYOUTS, NATIVE
 from .source import Converted, inspect
@@ -90,7 +92,7 @@ def _report(done: Converted, destination: str) -> None:
         print(f"norm_pix_loss is {done.config.norm_pix_loss}, from {done.norm_pix_loss_from or 'the default'}")
         if done.norm_pix_loss_from is None:
             print("pass --norm-pix-loss (and --overwrite) if the model was trained to predict normalised pixels")
-    print("load it with", "; ".join(done.layout.loading_code(done.kind, destination)))
+    print("load it:", "; ".join(done.layout.loading_code(done.kind, destination)))
     if hasattr(done.config, "auto_map"):
         name = done.layout.auto_class(done.kind)
         print(f'or, without mae_hf, with {name}.from_pretrained("{destination}", trust_remote_code=True)')

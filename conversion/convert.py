@@ -1,23 +1,25 @@
 """From any layout to any other, through the native one, with proof that no value changed."""
 
+import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mae_hf.checkpoint import CheckpointError, first_line
+from mae_hf.checkpoint import CheckpointError
 from mae_hf.remote_code import AUTO_MAP
 
 from .cards import folder_card, refuse_to_replace
 from .layouts import LAYOUTS, NATIVE, Layout
 from .source import Converted, given_sizes, read_source
 from .staging import check_destination, staged
+
+_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 def convert(
@@ -29,7 +31,7 @@ def convert(
     norm_pix_loss: bool | None = None,
     num_attention_heads: int | None = None,
     decoder_num_attention_heads: int | None = None,
-    image_size: Sequence[int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     dtype: str | torch.dtype | None = None,
     max_shard_size: str = "5GB",
     license: str | None = None,
@@ -39,8 +41,8 @@ def convert(
 
     Args:
         source: File (`.pth`, `.bin`, `.safetensors`), folder, name of a released file, or Hub id.
-        destination: Folder to write, or file for a layout that is one.
-        to: Name of the layout to write, a key of `LAYOUTS`.
+        destination: Folder to write; for the official layout, a file.
+        to: Name of the layout to write: "mae_hf", "official", "vit_mae", "timm" or another key of `layouts.LAYOUTS`.
         overwrite: Replace what an earlier conversion wrote.
         norm_pix_loss: Whether the model predicts normalised pixels, if neither the source nor the catalogue of released
             files specifies it.
@@ -70,7 +72,11 @@ def convert(
     destination, layout = Path(destination), LAYOUTS[to]
     if with_code and not layout.has_code:
         raise CheckpointError(f"with_code is for the {NATIVE.name} layout only, not for {to}")
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and (name := str(dtype).removeprefix("torch.")) not in _DTYPES:
+        raise CheckpointError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
+    cast_to = None if dtype is None else _DTYPES[name]
+    if norm_pix_loss not in (None, True, False):
+        raise CheckpointError(f"norm_pix_loss must be True, False or None, got {norm_pix_loss!r}")
     given = given_sizes(num_attention_heads, decoder_num_attention_heads, image_size)
     options = {"overwrite": overwrite, "one_file": layout.is_file}
     check_destination(destination, refuse_to_replace, **options)  # before minutes of reading
@@ -78,19 +84,20 @@ def convert(
     try:
         kind = layout.kind_written(found.kind)
         config = found.read_config(given)
-        weights = _own_storage(layout.to_write(found.state_dict, kind), dtype)
-        config.dtype = _widest_dtype(weights)
+        weights = _own_storage(layout.to_write(found.state_dict, kind), cast_to)
+        dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+        config.dtype = functools.reduce(torch.promote_types, dtypes)  # a model loaded in it loses nothing
         if with_code:
             config.auto_map = dict(AUTO_MAP)
         with ThreadPoolExecutor(1) as pool, staged(destination, refuse_to_replace, **options) as place:
             hashing = pool.submit(found.md5s)  # takes as long as everything else together
-            odd = _not_finite(weights)
+            odd = [key for key, value in weights.items() if not all(map(torch.isfinite, torch.aminmax(value)))]
             _write(layout, place, weights, max_shard_size)
             md5s = hashing.result()
             release = found.recognise(md5s, config.to_dict())
             config.norm_pix_loss, origin = found.norm_pix_loss(norm_pix_loss, config, release)
             done = Converted(
-                source=found,
+                source=dataclasses.replace(found, state_dict={}),
                 md5s=md5s,
                 release=release,
                 layout=layout,
@@ -98,7 +105,7 @@ def convert(
                 config=config,
                 license=release.license if release else license or found.license or "other",
                 norm_pix_loss_from=origin,
-                dtype=dtype,
+                dtype=cast_to,
                 num_tensors=len(weights),
             )
             if not layout.is_file:
@@ -129,27 +136,6 @@ def verify(source: str | Path, destination: str | Path) -> list[str]:
     return differences(read_source(source).state_dict, read_source(destination).state_dict)
 
 
-def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload a converted folder to a repository of the Hub, created if it does not exist; returns the commit's address.
-
-    Raises:
-        ValueError: If the upload fails, or `private` is set and the repository is public.
-    """
-    client = huggingface_hub.HfApi()
-    try:
-        client.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not client.repo_info(repo_id).private:
-            raise ValueError("the repository exists already and is public")
-        # weights of an earlier upload could be loaded instead of these
-        former = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
-        message = "Add converted weights"
-        return str(
-            client.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=former)
-        )
-    except Exception as error:  # the client raises errors of several libraries
-        raise ValueError(f"{folder} is complete, but was not uploaded to {repo_id}: {first_line(error)}") from error
-
-
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Compare tensors both ways, bit for bit: one line for each that is missing, extra or different."""
     lines = [f"{key} is missing" for key in expected if key not in found]
@@ -178,16 +164,6 @@ def _write(layout: Layout, place: Path, weights: Mapping[str, Tensor], max_shard
         raise CheckpointError(f"the weights cannot be written: {error}") from error
     if lines := differences(weights, layout.read_back(place)):
         raise CheckpointError(f"reading back what was written failed: {lines[0]}")
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Keys of tensors that contain NaN or infinity."""
-    return [key for key, value in tensors.items() if not all(map(torch.isfinite, torch.aminmax(value)))]
-
-
-def _widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that holds all floating-point tensors without loss, in which a model of them is loaded."""
-    return functools.reduce(torch.promote_types, {x.dtype for x in tensors.values() if x.is_floating_point()})
 
 
 def _own_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What native weights are, inferred from their keys and shapes: kind, sizes, head, and whether they are complete."""
 
+import functools
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ RELEASED_HEADS = {  # by width: the shapes of the weights do not determine the n
     "num_attention_heads": {config.hidden_size: config.num_attention_heads for config in _CONFIGS},
     "decoder_num_attention_heads": {c.decoder_hidden_size: c.decoder_num_attention_heads for c in _CONFIGS},
 }
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def kind_of(keys: Collection[str]) -> str:
@@ -75,15 +76,7 @@ def infer_fields(
     Raises:
         CheckpointError: If a tensor is missing or has a wrong shape, or the image size cannot be inferred.
     """
-
-    def shape(key: str, ndim: int) -> tuple[int, ...]:
-        if key not in weights:
-            raise CheckpointError(f"missing key: {quote(key)}")
-        found = tuple(weights[key].shape)
-        if len(found) != ndim or 0 in found:
-            raise CheckpointError(f"{quote(key)} must have {ndim} dimensions, none of size 0, got the shape {found}")
-        return found
-
+    shape = functools.partial(_shape, weights, quote)
     _, channels, patch_size, _ = shape("mae.patch_embed.proj.weight", 4)
     sizes: dict[str, Any] = {
         "image_size": _image_size(shape("mae.pos_embed", 3)[1] - 1, patch_size, given.get("image_size")),
@@ -110,6 +103,15 @@ def infer_fields(
     }
 
 
+def _shape(weights: Mapping[str, Tensor], quote: Callable[[str], str], key: str, ndim: int) -> tuple[int, ...]:
+    if key not in weights:
+        raise CheckpointError(f"missing key: {quote(key)}")
+    found = tuple(weights[key].shape)
+    if len(found) != ndim or 0 in found:
+        raise CheckpointError(f"{quote(key)} must have {ndim} dimensions, none of size 0, got the shape {found}")
+    return found
+
+
 def _image_size(num_patches: int, patch_size: int, given: tuple[int, int] | None) -> int | tuple[int, int]:
     if given is not None:
         height, width = given
@@ -128,10 +130,7 @@ def _head_fields(weights: Mapping[str, Tensor], quote: Callable[[str], str]) -> 
     kind = kind_of(weights)
     if kind not in CLASSIFIERS:
         return {}
-    key = "head.1.weight" if kind == LINPROBE else "head.weight"
-    if key not in weights or weights[key].ndim != 2:
-        raise CheckpointError(f"{quote(key)} must be a matrix")
-    names = labels_of(len(weights[key]))
+    names = labels_of(_shape(weights, quote, "head.1.weight" if kind == LINPROBE else "head.weight", 2)[0])
     return {
         "pooling": "mean" if "fc_norm.weight" in weights else "cls",
         "linear_probe": kind == LINPROBE,
@@ -217,7 +216,7 @@ def check_complete(
         "unsupported dtypes": [
             f"{key} {found[key].dtype}"
             for key in both
-            if found[key].dtype not in (_FLOATS if expected[key].is_floating_point() else (expected[key].dtype,))
+            if found[key].dtype not in (FLOATS if expected[key].is_floating_point() else (expected[key].dtype,))
         ],
         "contradictory shapes": [
             f"{key} {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
@@ -231,4 +230,4 @@ def check_complete(
         if keys:
             raise CheckpointError(f"{what} ({len(keys)}): {', '.join(keys[:4])}")
     if apart := sorted(weights.keys() - native.keys()):  # parts that could not be fused
-        raise CheckpointError(f"the parts of one weight differ in dtype ({len(apart)}): {', '.join(apart[:4])}")
+        raise CheckpointError(f"query, key and value differ in dtype ({len(apart)}): {', '.join(apart[:4])}")

@@ -60,6 +60,7 @@ class Layout:
     has_code: bool = False  # a folder can contain the code of the models
     lost_fields: tuple[str, ...] = ()  # fields of the configuration that it cannot hold: reading gives their defaults
     library_name: str = "transformers"  # as the Hub names the library of such a folder
+    limits: tuple[str, ...] = ()  # what the model card says that such a folder cannot do
     loader: tuple[str, str] = ("from mae_hf import {0}", _LOAD)  # import and expression; class and place are filled in
 
     def quote(self, key: str) -> str:
@@ -83,7 +84,8 @@ class Layout:
         """
         try:
             if self.config_of is None:
-                return infer_fields(weights, fields, _merge(given, self.stored(fields)), self.quote)
+                training = fields if self.is_file else {}
+                return infer_fields(weights, training, _merge(given, self.stored(fields)), self.quote)
             for name in ("num_hidden_layers", "decoder_num_hidden_layers"):  # before names of the blocks are made
                 if isinstance(depth := fields.get(name), int) and depth > max(100, len(weights)):
                     raise CheckpointError(f"{name} is {depth}, but there are only {len(weights)} weights")
@@ -99,7 +101,8 @@ class Layout:
         """Return the kind of what is written for weights of a kind; raises `CheckpointError` if it cannot hold them."""
         written = ENCODER if kind == PRETRAINING and kind not in self.class_names else kind
         if written not in self.class_names:
-            raise CheckpointError(f"the {self.name} layout cannot hold a classifier: choose another with --to")
+            able = " and ".join(layout.name for layout in LAYOUTS.values() if kind in layout.class_names)
+            raise CheckpointError(f"the {self.name} layout cannot hold a classifier, the layouts {able} can")
         return written
 
     def to_write(self, weights: Weights, kind: str) -> dict[str, Tensor]:
@@ -127,7 +130,16 @@ class Layout:
         return next(name for name, reference in AUTO_MAP.items() if reference.endswith(f".{self.class_names[kind]}"))
 
     def write_weights(self, place: Path, weights: Weights, max_shard_size: str) -> None:
-        """Write weights, as `to_write` returns them, to an empty folder, or to the path of a file."""
+        """Write weights under the names of the layout.
+
+        Args:
+            place: Empty folder, or the path of the file to write.
+            weights: As `to_write` returns them, in the order to write.
+            max_shard_size: Largest size of one safetensors file.
+
+        Raises:
+            SafetensorError, OSError, RuntimeError: If they cannot be written; the disk may be full.
+        """
         if self.is_file:
             with place.open("wb") as file:  # given a path, PyTorch would store its name in the file
                 torch.save({"model": OrderedDict(weights)}, file)
@@ -174,12 +186,6 @@ def _from_native_config(fields: Fields) -> MAEConfig:
     """Take only the fields of the model itself: others may name files of code, or settings of one machine."""
     known = {"model_type", "out_features", "out_indices", *(field.name for field in dataclasses.fields(MAEConfig))}
     config: MAEConfig = MAEConfig.from_dict({name: value for name, value in fields.items() if name in known})
-    return config
-
-
-def _from_vit_mae_config(fields: Fields) -> MAEConfig:
-    config = config_from_vit_mae(fields)
-    warn_about_epsilon(config)
     return config
 
 
@@ -262,7 +268,7 @@ VIT_MAE = Layout(
     normalise=as_on_the_hub,
     lone_prefix="vit.",
     is_config=lambda fields: fields.get("model_type") == ViTMAEConfig.model_type,
-    config_of=_from_vit_mae_config,
+    config_of=lambda fields: warn_about_epsilon(config_from_vit_mae(fields)),
     config_to=lambda kind, config, license: config_to_vit_mae(config),
     lost_fields=("pooling", "drop_path_rate"),
     loader=("from transformers import {0}", _LOAD),
@@ -276,6 +282,7 @@ TIMM = Layout(
     stored=_stored_in_timm,
     config_to=_to_timm_config,
     library_name="timm",
+    limits=("Loading in timm is not tested; keys, shapes and config are those of its `.mae` models.",),
     lost_fields=("layer_norm_eps", "hidden_act", "pooling", *_TRAINING),
     loader=("import timm", 'timm.create_model("local-dir:{1}", pretrained=True)'),
 )
@@ -292,7 +299,10 @@ def recognise_layout(weights: Weights, config: Fields | None = None) -> Layout:
     if config is not None and by_config is None:
         raise CheckpointError(f"its config.json is of no known layout: model_type is {config.get('model_type')!r}")
     missing = {layout.name: layout.missing_anchors(weights) for layout in LAYOUTS.values()}
-    if by_config is not None and not missing[by_config.name]:
+    fits = [layout for layout in LAYOUTS.values() if not missing[layout.name]]
+    if len({layout.quote("mae.pos_embed") for layout in fits}) > 1:  # timm has official names
+        raise CheckpointError(f"it contains the keys of several layouts: {', '.join(layout.name for layout in fits)}")
+    if by_config in fits:
         return by_config
     by_keys = min(LAYOUTS.values(), key=lambda layout: len(missing[layout.name]))
     if lacking := missing[by_keys.name]:

@@ -1,7 +1,7 @@
 """Reading weights: a file, a folder in any layout, or either by its name; and a summary of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mae_hf.checkpoint import Checkpoint, CheckpointError, read_checkpoint, read_config, read_folder
 from mae_hf.configuration_mae import MAEConfig
+from mae_hf.patch_embed import to_pair
 
 from .inference import (
     DESCRIPTIONS,
@@ -32,7 +33,13 @@ from .releases import RELEASES, Release, locate, md5_of, recognise
 class Source(Checkpoint):
     """Weights under native names, and what is known of them.
 
-    Attributes (and those of `Checkpoint`; of a folder, `fields` is the content of its `config.json`):
+    Attributes:
+        state_dict: Weights under native names.
+        fields: Training arguments in the file, or the content of the folder's `config.json`.
+        checksummed: Whether the files have checksums, which were then verified.
+        files: The files that were read.
+        others: What else the file contains, such as "optimizer" and "args".
+        wrapper: Key under which the state dict is stored in the file; "" if there is none.
         path: File or folder.
         name: Name for messages and cards: that of the file or folder, or the Hub id, in one line of plain text.
         layout: Layout of the file or folder.
@@ -79,8 +86,9 @@ class Source(Checkpoint):
             CheckpointError: If the option contradicts what is known.
         """
         known, origin = self.fields.get("norm_pix_loss"), "the training arguments in the file"
-        if self.layout.config_of is not None and (known is not None or config.norm_pix_loss):
-            known, origin = config.norm_pix_loss, "the config of the folder"
+        if not self.layout.is_file:
+            specified = self.layout.config_of is not None and (known is not None or config.norm_pix_loss)
+            known, origin = config.norm_pix_loss if specified else None, "the config of the folder"
         if not isinstance(known, int) and release is not None:  # training arguments may hold anything
             known, origin = release.norm_pix_loss, "the catalogue of released files"
         if not isinstance(known, int):
@@ -95,7 +103,7 @@ class Converted:
     """What a conversion wrote.
 
     Attributes:
-        source: The weights that were read.
+        source: What was read, without its weights.
         md5s: md5 of each file that was read, by its name.
         release: The released file that the source is, or None.
         layout: Layout that was written.
@@ -118,11 +126,6 @@ class Converted:
     dtype: torch.dtype | None
     num_tensors: int
 
-    @property
-    def class_name(self) -> str:
-        """Name of the class that loads what was written."""
-        return self.layout.class_names[self.kind]
-
 
 def read_source(name: str | Path) -> Source:
     """Read a file or folder, and rename its weights to native names.
@@ -140,7 +143,7 @@ def read_source(name: str | Path) -> Source:
         layout = recognise_layout(found.state_dict, config)
         weights = _to_native(layout, found.state_dict)
     except ValueError as error:
-        raise CheckpointError(f"{path} is not a masked autoencoder: {error}") from error
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
     plain_name = re.sub(r"[\s|`]+", " ", path.resolve().name if path == Path(name) else str(name))
     values: dict[str, Any] = {**vars(found), "state_dict": weights, "path": path, "name": plain_name, "layout": layout}
     if config is not None:
@@ -170,7 +173,7 @@ def inspect(
     *,
     num_attention_heads: int | None = None,
     decoder_num_attention_heads: int | None = None,
-    image_size: Sequence[int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """Summarise weights: layout, kind, sizes, parameters, md5, and which released file they are.
 
@@ -222,8 +225,8 @@ def _width_depth_heads(sizes: Mapping[str, Any], half: str) -> str:
     return f"{sizes[f'{half}hidden_size']}, {sizes[f'{half}num_hidden_layers']}, {heads}"
 
 
-def given_sizes(heads: int | None, decoder_heads: int | None, image_size: Sequence[int] | None) -> dict[str, Any]:
+def given_sizes(heads: int | None, decoder_heads: int | None, size: int | tuple[int, int] | None) -> dict[str, Any]:
     """Return what the caller passed, as fields of the configuration."""
-    size = image_size and tuple(image_size)
-    fields = {"num_attention_heads": heads, "decoder_num_attention_heads": decoder_heads, "image_size": size}
+    image_size = None if size is None else to_pair(size)
+    fields = {"num_attention_heads": heads, "decoder_num_attention_heads": decoder_heads, "image_size": image_size}
     return {name: value for name, value in fields.items() if value is not None}

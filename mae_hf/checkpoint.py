@@ -82,12 +82,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):  # PyTorch stops at the first name that is not allowed
             text = f"{path} contains {foreign[1]} besides weights, which could run code: it is not read"
             raise CheckpointError(text) from error
-        reason = "if PyTorch loads it, save only its state dict, with torch.save and default settings"
+        reason = "loading it could run code; if you trust it, save only its state dict again with torch.save"
         raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint; {reason}") from error
     except Exception as error:  # damaged bytes can raise nearly anything
         raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint: {first_line(error)}") from error
     key, weights = _find_weights(path, content)
-    args, others = content.get("args"), tuple(str(name) for name in content if name != key) if key else ()
+    others = tuple(str(name) for name in content if name != key) if key else ()
+    args = content.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     fields = {str(name): value for name, value in args.items()} if isinstance(args, dict) else {}
     return Checkpoint(weights, fields, checksummed=is_zip, files=(path,), others=others, wrapper=key)

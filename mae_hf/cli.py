@@ -11,8 +11,6 @@ import huggingface_hub
 from transformers import BitImageProcessorPil
 from transformers.utils import logging
 
-from mae_hf.conversion.commands import add_commands
-
 from .checkpoint import first_line
 from .configuration_mae import MAEConfig
 from .image_processor import image_processor
@@ -29,14 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 on success; 1 on an error, an interruption or a failed `verify`, with one line on standard error.
         Wrong usage exits with 2.
     """
+    from mae_hf.conversion.commands import add_commands  # here, as `python -m conversion` uses `run` uninstalled
+
     parser = argparse.ArgumentParser(prog="mae-hf", description="Masked Autoencoders for the Hugging Face ecosystem.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_reconstruct(commands)
     add_commands(commands)
-    return _run(parser.parse_args(arguments))
+    return run(parser.parse_args(arguments))
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the chosen command; an error becomes one line on standard error and exit status 1."""
     huggingface_hub.logging.set_verbosity_error()
     logging.set_verbosity_error()

@@ -146,7 +146,7 @@ def vit_mae_to_native(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for key in vit_mae:
                 del others[key]
     for key, value in others.items():
-        _put(renamed, key, value)
+        _put(renamed, key, value, key)
     return renamed
 
 
@@ -166,11 +166,11 @@ def as_on_the_hub(state_dict: Mapping[str, Value]) -> dict[str, Value]:
 def _rename(state_dict: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
     renamed: dict[str, Value] = {}
     for key, value in state_dict.items():
-        _put(renamed, names.get(key, key), value)
+        _put(renamed, names.get(key, key), value, key)
     return renamed
 
 
-def _put(state_dict: dict[str, Value], key: str, value: Value) -> None:
+def _put(state_dict: dict[str, Value], key: str, value: Value, old_key: str) -> None:
     if key in state_dict:
-        raise ValueError(f"two keys of the file map to the same weight, {key}")
+        raise ValueError(f"{old_key} and another key of the file map to the same weight")
     state_dict[key] = value

@@ -202,7 +202,8 @@ def grid_masking(
         batch_size: `B`.
         grid_size: `(h, w)` in patches.
         mask_ratio: `1 - 1 / (s * s)` for an integer `s` from 1 to the shorter side of the grid, to within 0.001: 0,
-            0.75, 0.889, 0.938, ... Where `s` does not divide a side, slightly fewer patches are masked.
+            0.75, 0.889, 0.938, ... Where `s` does not divide a side, fewer patches are masked: 5 of 9 on a 3x3 grid
+            with `s = 2`.
         generator: Not used: the mask is deterministic.
 
     Returns:

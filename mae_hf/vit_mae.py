@@ -69,14 +69,15 @@ def config_from_vit_mae(fields: Mapping[str, Any]) -> MAEConfig:
     return MAEConfig(**{name: fields.get(name, getattr(defaults, name)) for name in _FIELDS})
 
 
-def warn_about_epsilon(config: MAEConfig) -> None:
-    """Warn if the epsilon is ViTMAE's default, with which official weights do not give the official numbers."""
+def warn_about_epsilon(config: MAEConfig) -> MAEConfig:
+    """Return `config`; warn if its epsilon is ViTMAE's default, with which official weights give other numbers."""
     if config.layer_norm_eps == ViTMAEConfig().layer_norm_eps:
         warnings.warn(
             f"layer_norm_eps is {config.layer_norm_eps}, ViTMAE's default, and is kept; official weights were trained "
             "with 1e-06: if these come from an official file, set layer_norm_eps=1e-6 for the official numbers",
             stacklevel=3,
         )
+    return config
 
 
 def config_to_vit_mae(config: MAEConfig) -> ViTMAEConfig:

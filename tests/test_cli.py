@@ -7,7 +7,7 @@ from PIL import Image
 from mae_hf import MAEConfig
 from mae_hf.cli import main
 from mae_hf.reconstruction import open_image
-from tests.helpers import HEAD_OPTIONS, run_python
+from tests.helpers import HEAD_OPTIONS, run_program, run_python
 
 WITHOUT_DECODER = ["encoder", "finetuned", "finetuned_cls", "linprobe"]
 
@@ -185,3 +185,8 @@ def test_wrong_usage_gives_status_2(arguments, capsys):
 def test_conversion_runs_from_a_checkout_too(tiny, tmp_path):
     run_python("-m", "conversion", "convert", tiny / "full.pth", tmp_path / "out", *HEAD_OPTIONS)
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_conversion_runs_from_a_checkout_that_is_not_installed(tiny, tmp_path):
+    done = run_program("uninstalled_conversion", "convert", tiny / "full.pth", tmp_path / "out", *HEAD_OPTIONS)
+    assert "62 tensors, read back and compared bit for bit" in done.stdout

@@ -12,7 +12,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from mae_hf import MAEConfig, MAEForPreTraining, MAEModel
 from mae_hf.checkpoint import CheckpointError
 from mae_hf.conversion import convert, inspect, verify
-from mae_hf.conversion.convert import _not_finite, _own_storage, _widest_dtype, differences
+from mae_hf.conversion.convert import _own_storage, differences
 from mae_hf.conversion.inference import released_preset
 from mae_hf.conversion.layouts import Layout
 from mae_hf.key_maps import native_to_official
@@ -291,12 +291,30 @@ def test_cast_leaves_integers_alone():
     assert dtypes == {"a": torch.float16, "n": torch.int64}
 
 
-def test_widest_dtype_holds_all_floating_point_tensors():
-    whole, half, brain = (torch.zeros(1, dtype=x) for x in (torch.float32, torch.float16, torch.bfloat16))
-    assert _widest_dtype({"a": half, "n": torch.tensor(3)}) == torch.float16
-    assert _widest_dtype({"a": half, "b": whole}) == _widest_dtype({"a": half, "b": brain}) == torch.float32
+def test_config_has_the_dtype_that_holds_all_floating_point_tensors(tiny_weights, tmp_path):
+    half, brain = torch.float16, torch.bfloat16
+    for dtypes, expected in (((half, half), half), ((brain, brain), brain), ((half, brain), torch.float32)):
+        weights = {key: value.to(dtypes["norm" in key]) for key, value in tiny_weights.items()}
+        torch.save({"model": weights}, tmp_path / "mixed.pth")
+        assert convert(tmp_path / "mixed.pth", tmp_path / "out", overwrite=True, **HEADS).config.dtype == expected
 
 
-def test_keys_of_tensors_that_are_not_finite():
-    odd = {"nan": torch.tensor([0.0, float("nan")]), "inf": torch.tensor([float("-inf")]), "fine": torch.zeros(3)}
-    assert _not_finite(odd | {"n": torch.tensor(3)}) == ["nan", "inf"]
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"dtype": "float"}, "dtype must be one of float16, bfloat16, float32, float64, got float"),
+        ({"dtype": torch.int8}, "dtype must be one of .*, got torch.int8"),
+        ({"norm_pix_loss": "no"}, "norm_pix_loss must be True, False or None, got 'no'"),
+        ({"image_size": "32"}, "a size must be an int or a pair"),
+        ({"to": "vitmae"}, "unknown layout 'vitmae'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(reference, tmp_path, argument, message):
+    with pytest.raises(ValueError, match=message):
+        convert(reference / "tiny" / "full.pth", tmp_path / "out", **HEADS, **argument)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_of_a_conversion_holds_no_weights(reference, tmp_path):
+    done = convert(reference / "tiny" / "full.pth", tmp_path / "out", image_size=32, **HEADS)
+    assert done.source.state_dict == {} and len(repr(done)) < 10_000

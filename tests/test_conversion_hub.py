@@ -78,7 +78,7 @@ def pickled(folder):
 def test_what_the_hub_refuses_is_one_line_and_leaves_the_folder(reference, hub, convert, run, tmp_path):
     arguments = [reference / "tiny" / "full.pth", tmp_path / "full", *HEAD_OPTIONS]
     done = convert(*arguments, "--push-to-hub", "not a name", status=1)
-    assert "is complete, but was not uploaded to not a name" in done.stderr and done.stderr.count("\n") == 1
+    assert "full was not uploaded to not a name" in done.stderr and done.stderr.count("\n") == 1
     assert (tmp_path / "full" / "config.json").exists()
     run("create", "someone/public")
     done = convert(*arguments, "--overwrite", "--push-to-hub", "someone/public", "--private", status=1)

@@ -115,7 +115,7 @@ def test_query_key_and_value_of_different_dtypes_are_refused(reference, tmp_path
     key = "vit.encoder.layer.0.attention.attention.query.weight"
     weights[key] = weights[key].half()
     save_file(weights, path)
-    with pytest.raises(CheckpointError, match=rf"the parts of one weight differ in dtype \(3\): {key[:40]}"):
+    with pytest.raises(CheckpointError, match=rf"query, key and value differ in dtype \(3\): {key[:40]}"):
         convert(tmp_path / "vit_mae", tmp_path / "out")
 
 
@@ -126,10 +126,10 @@ def test_weight_under_two_names_is_refused(reference, tiny_weights, tmp_path):
     name = "layer.0.attention.attention.query.weight"
     weights[f"decoder.decoder_encoder.{name}"] = weights[f"decoder.decoder_layers.{name[6:]}"].clone()
     save_file(weights, path)
-    with pytest.raises(CheckpointError, match="map to the same weight, decoder.decoder_layers.0"):
+    with pytest.raises(CheckpointError, match=r"layer.*\.query.weight and another key of the file map"):
         convert(tmp_path / "vit_mae", tmp_path / "out")
     torch.save({"model": tiny_weights | {"mae.cls_token": torch.zeros(1, 1, 64)}}, tmp_path / "two.pth")
-    with pytest.raises(CheckpointError, match="map to the same weight, mae.cls_token"):
+    with pytest.raises(CheckpointError, match="cls_token and another key of the file map to the same weight"):
         verify(tmp_path / "two.pth", reference / "tiny" / "full.pth")
 
 
@@ -172,6 +172,15 @@ def test_keys_of_two_layouts_in_one_file_are_refused(reference, tiny_weights, tm
     for command in (verify, convert):
         with pytest.raises(CheckpointError, match="another layout than official: mae.encoder.norm.weight"):
             command(tmp_path / "mixed.pth", tmp_path / "out")
+
+
+def test_folder_with_the_keys_of_two_layouts_is_refused(reference, tiny_weights, tmp_path):
+    convert(reference / "tiny" / "full.pth", tmp_path / "native", **HEADS)
+    path = tmp_path / "native" / "model.safetensors"
+    save_file(load_file(path) | tiny_weights, path)
+    for command in (inspect, lambda source: convert(source, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match="contains the keys of several layouts: official, mae_hf"):
+            command(tmp_path / "native")
 
 
 def test_query_key_and_value_without_dimensions_are_refused(reference, tmp_path):

@@ -40,7 +40,7 @@ def test_classifier_folder_tells_pooling_and_labels(reference, tmp_path, kind):
     done = convert(reference / "tiny" / f"{kind}.pth", tmp_path / "out", **HEADS)
     assert (done.config.num_labels, done.config.pooling) == (10, "mean" if kind == "finetuned" else "cls")
     assert done.config.linear_probe is (kind == "linprobe") and done.config.id2label[0] == "LABEL_0"
-    assert done.class_name == "MAEForImageClassification"
+    assert done.layout.class_names[done.kind] == "MAEForImageClassification"
 
 
 def test_head_of_a_thousand_classes_gets_the_names_of_imagenet(reference, tmp_path):
@@ -96,6 +96,13 @@ def test_config_of_timm_that_makes_no_sense_is_refused(folders, arguments, messa
             command(folders / "timm")
 
 
+def test_fields_of_a_timm_config_are_no_training_arguments(folders):
+    path = folders / "timm" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_pix_loss": True, "mask_ratio": 0.5}))
+    config = convert(folders / "timm", folders / "out", norm_pix_loss=False).config
+    assert not config.norm_pix_loss and config.mask_ratio == 0.75
+
+
 def test_licence_of_the_card_goes_along_unless_another_is_given(reference, folders):
     convert(reference / "tiny" / "full.pth", folders / "licensed", **HEADS, license="cc-by-nc-4.0")
     convert(folders / "licensed", folders / "kept", to="vit_mae")
@@ -146,7 +153,7 @@ def test_keys_of_a_layout_that_needs_its_config_are_refused_alone(folders):
 def test_weights_doubled_under_another_layout_are_refused(reference, tiny_weights, tmp_path):
     tiny_weights["mae.cls_token"] = tiny_weights["cls_token"]
     torch.save({"model": tiny_weights}, tmp_path / "doubled.pth")
-    with pytest.raises(CheckpointError, match=r"two keys of the file map to the same weight, mae.cls_token"):
+    with pytest.raises(CheckpointError, match=r"cls_token and another key of the file map to the same weight"):
         convert(tmp_path / "doubled.pth", tmp_path / "out", **HEADS)
 
 

@@ -173,6 +173,17 @@ def test_downloaded_file_is_not_replaced(tiny_weights, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("config", [None, "{", '{"model_type": "bert"}'])
+def test_folder_with_our_card_is_replaced_only_with_a_config_of_a_known_layout(tmp_path, config):
+    with staged(tmp_path / "out") as folder:
+        write(folder)
+    (tmp_path / "out" / "config.json").unlink()
+    if config:
+        (tmp_path / "out" / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match="not written by"), staged(tmp_path / "out", overwrite=True):
+        pass
+
+
 @pytest.mark.parametrize("model_type", ["mae", "vit_mae"])
 def test_folder_is_replaced_only_if_a_conversion_wrote_its_card(tmp_path, model_type):
     (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')

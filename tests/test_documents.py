@@ -1,5 +1,7 @@
 """The code blocks of the documents run as written, one after the other, and their links lead somewhere."""
 
+import itertools
+import operator
 import os
 import re
 import shlex
@@ -13,7 +15,7 @@ from PIL import Image
 from benchmarks.golden_weights import write_official
 from mae_hf import MAEConfig, MAEForPreTraining
 from mae_hf.cli import main
-from tests.helpers import HEAD_OPTIONS, ROOT, run_command
+from tests.helpers import HEAD_OPTIONS, ROOT, run_command, run_program
 from tests.helpers.hub_server import Commit, Repository
 
 FOLDERS = ("docs", "examples", "benchmarks", "model_cards")
@@ -45,15 +47,20 @@ def after_demo(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(hub, after_demo, tmp_path_factory):
-    """Runs a block in a child process that uses the Hub of the tests; make runs with `--dry-run`."""
+    """Runs blocks in child processes that use the Hub of the tests; make runs with `--dry-run`."""
     home = tmp_path_factory.mktemp("home")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = hub.environment(home) | {"PATH": path, "TORCH_HOME": str(home), "MAKEFLAGS": "--dry-run"}
     environment["CUDA_VISIBLE_DEVICES"] = ""  # scripts refuse to choose among several GPUs
 
-    def run(language, text):
-        command = {"python": [sys.executable, "-c", text], "sh": ["sh", "-ec", text]}[language]
-        run_command(*command, env=environment, cwd=after_demo)
+    def run(document, *languages):
+        for language, group in itertools.groupby(blocks(document, *languages), key=operator.itemgetter(0)):
+            texts = [text for _, text in group]
+            if language == "python":
+                run_program("run_blocks", *texts, env=environment, cwd=after_demo)
+                continue
+            for text in texts:
+                run_command("sh", "-ec", text, env=environment, cwd=after_demo)
 
     run.home = home
     return run
@@ -90,15 +97,13 @@ def test_python_runs_as_written(after_demo, document):
 def test_commands_run_as_written(request, run, document):
     if document in WITH_RELEASED_FILES:
         request.getfixturevalue("released")
-    for block in blocks(document, "sh"):
-        run(*block)
+    run(document, "sh")
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("document", WITH_LIBRARIES)
 def test_python_and_commands_run_as_written_with_the_libraries_of_the_examples(run, document):
-    for block in blocks(document, "python", "sh"):
-        run(*block)
+    run(document, "python", "sh")
 
 
 @pytest.mark.heavy  # accelerate, datasets

@@ -45,8 +45,8 @@ AROUND = {
     "image_processor": [],
     "vit_mae": ["checkpoint", "key_maps"],
     "training": [],
+    "hub": ["checkpoint"],
     "reconstruction": ["image_processor"],
-    "visualization": ["image_processor", "reconstruction"],
     "official.common": [],
     "official.models_mae": ["checkpoint", "official.common"],
     "official.models_vit": ["official.common"],
@@ -64,7 +64,7 @@ CONVERSION = {
     "convert": ["source", "layouts", "staging", "cards"],
     "commands": ["convert", "source", "layouts", "inference"],
     "__init__": ["convert", "source"],
-    "__main__": [],
+    "__main__": ["commands"],
 }
 # Modules that know the layouts of weights by name; all others treat them alike.
 LAYOUTS = ("official", "vit_mae", "timm")

@@ -129,6 +129,19 @@ def test_reset_classifier_refuses_wrong_values_and_changes_nothing():
     head = model.head
     with pytest.raises(ValueError, match="num_classes must be a non-negative int, got -1"):
         model.reset_classifier(-1)
-    with pytest.raises(ValueError, match="global_pool must be one of .*'avg', 'token'.*, got 'map'"):
+    with pytest.raises(ValueError, match="global_pool must be True, False, .avg. or .token., got 'map'"):
         model.reset_classifier(5, "map")
     assert model.head is head and model.num_classes == model.config.num_labels == 10
+
+
+def test_pooling_has_the_names_of_timm_in_the_constructor_too():
+    for name, mean in (("avg", True), ("token", False), (True, True), (False, False)):
+        model = VisionTransformer(**TINY_VIT, global_pool=name)
+        assert model.global_pool is mean and model.config.pooling == ("mean" if mean else "cls")
+        norm = model.fc_norm
+        model.reset_classifier(5, global_pool=name)
+        assert model.fc_norm is norm  # the trained one is kept
+    with pytest.raises(ValueError, match='global_pool must be True, False, "avg" or "token", got .map.'):
+        VisionTransformer(**TINY_VIT, global_pool="map")
+    with pytest.raises(ValueError, match="num_classes must be a non-negative int, got -1"):
+        VisionTransformer(**{**TINY_VIT, "num_classes": -1})

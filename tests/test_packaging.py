@@ -44,8 +44,9 @@ def installed(wheel):
 def test_wheel_holds_package_conversion_and_cards_and_runs(wheel, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"mae_hf/py.typed", "mae_hf/conversion/convert.py", "mae_hf/model_cards/template.md"} <= names
-    assert "mae_hf/conversion/imagenet_labels.json" in names
-    assert not any(name.startswith(("tests", "conversion", "examples")) for name in names)
+    assert {"mae_hf/official/models_mae.py", "mae_hf/conversion/imagenet_labels.json"} <= names
+    assert "mae_hf/model_cards/parity.json" not in names
+    assert not any(name.startswith(("tests", "conversion", "examples", "scripts")) for name in names)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     command = ["-m", "mae_hf.cli", "convert", REFERENCE / "tiny" / "full.pth", tmp_path / "out", *HEAD_OPTIONS]

@@ -14,7 +14,7 @@ from ..configuration_mae import PRESETS, MAEConfig
 from ..modeling_mae import MAEForImageClassification
 from .common import GROUPS, LAYER_NORM, check_size, encoder_arguments, epsilon_of
 
-_MEAN_POOLING: dict[bool | str, bool] = {True: True, False: False, "avg": True, "token": False}  # timm's names, too
+_POOLINGS = {"avg": True, "token": False}  # timm's names
 
 
 class VisionTransformer(nn.Module):
@@ -49,7 +49,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(
         self,
-        global_pool: bool = False,
+        global_pool: bool | str = False,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         in_chans: int = 3,
@@ -65,6 +65,8 @@ class VisionTransformer(nn.Module):
         norm_layer: Callable[[int], nn.Module] = LAYER_NORM,
     ) -> None:
         super().__init__()
+        global_pool = _is_mean(global_pool)
+        _check_classes(num_classes)
         self.config = MAEConfig(
             image_size=img_size,
             patch_size=patch_size,
@@ -125,10 +127,9 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: If `num_classes` is negative or `global_pool` is unknown.
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be a non-negative int, got {num_classes}")
+        _check_classes(num_classes)
         if global_pool is not None:
-            self._set_pooling(global_pool)
+            self._set_pooling(_is_mean(global_pool))
         self.num_classes = num_classes
         self.config.num_labels = num_classes
         if num_classes == 0:
@@ -138,10 +139,7 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
-    def _set_pooling(self, global_pool: bool | str) -> None:
-        if global_pool not in _MEAN_POOLING:
-            raise ValueError(f"global_pool must be one of {list(_MEAN_POOLING)}, got {global_pool!r}")
-        mean = _MEAN_POOLING[global_pool]
+    def _set_pooling(self, mean: bool) -> None:
         if mean == self.global_pool:
             return
         norm = nn.LayerNorm(self.embed_dim, eps=self.config.layer_norm_eps).to(self.cls_token)
@@ -163,6 +161,19 @@ class VisionTransformer(nn.Module):
             coarse: Accepted for timm; the groups are the same.
         """
         return dict(GROUPS)
+
+
+def _is_mean(global_pool: bool | str) -> bool:
+    if not isinstance(global_pool, str):
+        return bool(global_pool)
+    if global_pool not in _POOLINGS:
+        raise ValueError(f'global_pool must be True, False, "avg" or "token", got {global_pool!r}')
+    return _POOLINGS[global_pool]
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be a non-negative int, got {num_classes}")
 
 
 def vit_base_patch16(**overrides: Any) -> VisionTransformer:

@@ -3,4 +3,4 @@
 from mae_hf.conversion import inference
 
 if __name__ == "__main__":
-    print(inference.__file__, len(inference.imagenet_labels()))
+    print(inference.__file__, len(inference.labels_of(1000)))
