@@ -75,7 +75,7 @@ def convert(
     if dtype is not None and (name := str(dtype).removeprefix("torch.")) not in _DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
     cast_to = None if dtype is None else _DTYPES[name]
-    if norm_pix_loss not in (None, True, False):
+    if not isinstance(norm_pix_loss, (bool, type(None))):  # 1 equals True, but is not a valid field
         raise CheckpointError(f"norm_pix_loss must be True, False or None, got {norm_pix_loss!r}")
     given = given_sizes(num_attention_heads, decoder_num_attention_heads, image_size)
     options = {"overwrite": overwrite, "one_file": layout.is_file}

@@ -40,7 +40,7 @@ RELEASED_HEADS = {  # by width: the shapes of the weights do not determine the n
     "num_attention_heads": {config.hidden_size: config.num_attention_heads for config in _CONFIGS},
     "decoder_num_attention_heads": {c.decoder_hidden_size: c.decoder_num_attention_heads for c in _CONFIGS},
 }
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def kind_of(keys: Collection[str]) -> str:
@@ -216,7 +216,7 @@ def check_complete(
         "unsupported dtypes": [
             f"{key} {found[key].dtype}"
             for key in both
-            if found[key].dtype not in (FLOATS if expected[key].is_floating_point() else (expected[key].dtype,))
+            if found[key].dtype not in (_FLOATS if expected[key].is_floating_point() else (expected[key].dtype,))
         ],
         "contradictory shapes": [
             f"{key} {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"

@@ -158,7 +158,8 @@ class Layout:
         Raises:
             ValueError: If the layout cannot describe such a model.
         """
-        made = self.config_to(kind, config, license) if self.config_to else {}
+        assert self.config_to is not None, f"the {self.name} layout has no config"
+        made = self.config_to(kind, config, license)
         if isinstance(made, dict):
             (place / "config.json").write_text(json.dumps(made, indent=1) + "\n")
             return

@@ -81,7 +81,7 @@ def photographs(work: Path, output: Path, epochs: int = 200) -> dict[str, float]
     watched += ["--picture_steps", str(epochs // 6), "--save_strategy", "no"]
     log = run("pretrain.py", work / "photographs", "--config", json.dumps(SMALL), *data, *schedule, *watched)
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    axes.plot(*curve(log, "loss"), label="crops of seven photographs, other crops and masks in each epoch")
+    axes.plot(*curve(log, "loss"), label="crops of seven photographs")
     axes.plot(*curve(log, "eval_loss"), label="crops of a held-out photograph")
     axes.set(xlabel="epoch", ylabel="mean squared error on masked patches", yscale="log")
     axes.legend()

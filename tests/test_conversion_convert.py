@@ -305,6 +305,7 @@ def test_config_has_the_dtype_that_holds_all_floating_point_tensors(tiny_weights
         ({"dtype": "float"}, "dtype must be one of float16, bfloat16, float32, float64, got float"),
         ({"dtype": torch.int8}, "dtype must be one of .*, got torch.int8"),
         ({"norm_pix_loss": "no"}, "norm_pix_loss must be True, False or None, got 'no'"),
+        ({"norm_pix_loss": 1}, "norm_pix_loss must be True, False or None, got 1"),
         ({"image_size": "32"}, "a size must be an int or a pair"),
         ({"to": "vitmae"}, "unknown layout 'vitmae'"),
     ],
