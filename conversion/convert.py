@@ -48,7 +48,7 @@ def convert(
             files specifies it.
         num_attention_heads: Heads of the encoder; required if the source does not specify them and no released model
             has its width.
-        decoder_num_attention_heads: Heads of the decoder, likewise.
+        decoder_num_attention_heads: Heads of the decoder, under the same condition.
         image_size: (height, width) in pixels, for images that are not square.
         dtype: Cast all weights, to "bfloat16" or `torch.bfloat16` for example; None keeps the dtype of each.
         max_shard_size: Largest size of one safetensors file, such as "5GB".
@@ -125,7 +125,7 @@ def verify(source: str | Path, destination: str | Path) -> list[str]:
 
     Args:
         source: What was converted, as for `convert`.
-        destination: What was written, likewise.
+        destination: What was written: file, folder or Hub id.
 
     Returns:
         One line for each tensor that is missing, extra or different, under its native name; empty if all are equal.

@@ -180,7 +180,7 @@ def inspect(
     Args:
         source: File with official keys (`.pth`, `.bin`, `.safetensors`), folder, name of a released file, or Hub id.
         num_attention_heads: Heads of the encoder, which shapes do not determine.
-        decoder_num_attention_heads: Heads of the decoder, likewise.
+        decoder_num_attention_heads: Heads of the decoder, which shapes do not determine.
         image_size: (height, width) in pixels, for images that are not square.
 
     Returns:

@@ -53,6 +53,9 @@ def test_wrapper_of_another_trainer_is_a_line_of_the_table(tiny_weights, tmp_pat
     assert (checkpoint.wrapper, checkpoint.others) == ("state_dict", ("epoch",))
     torch.save({"state_dict": tiny_weights}, tmp_path / "plain.ckpt")
     assert list(read_checkpoint(tmp_path / "plain.ckpt").state_dict) == list(tiny_weights)
+    partly = prefixed | {"norm.bias": tiny_weights["norm.bias"]}
+    torch.save({"state_dict": partly}, tmp_path / "partly.ckpt")
+    assert list(read_checkpoint(tmp_path / "partly.ckpt").state_dict) == list(partly)  # stripped everywhere or nowhere
 
 
 def test_changed_byte_in_a_weight_is_noticed(reference, tmp_path):
